@@ -1,0 +1,356 @@
+//! Two or three engines over a network that is a `Vec`: what one seals, another opens.
+//!
+//! `Tunn` reads the clock itself, so what takes minutes (rekey, expiry) is not here: the suites wait for it.
+
+use std::collections::HashMap;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::PresharedKey;
+use crate::mtu::Cloud;
+
+const MTU: u32 = 1340;
+
+/// Engines by their outer address, and the datagrams between them.
+struct Network {
+    nodes: HashMap<SocketAddr, Node>,
+}
+
+struct Node {
+    engine: Engine,
+    batch: Batch,
+    received: Vec<Vec<u8>>,
+}
+
+impl Network {
+    fn new() -> Self {
+        Self { nodes: HashMap::new() }
+    }
+
+    fn add(&mut self, address: SocketAddr, key: &PrivateKey) {
+        let engine = Engine::new(key.clone(), MTU, Instant::now());
+        self.nodes.insert(address, Node { engine, batch: Batch::new(), received: Vec::new() });
+    }
+
+    fn node(&mut self, address: SocketAddr) -> &mut Node {
+        self.nodes.get_mut(&address).expect("a node")
+    }
+
+    fn send(&mut self, from: SocketAddr, packet: &[u8]) -> Result<(), DropReason> {
+        let mut room = packet.to_vec();
+        room.resize(packet.len() + 16, 0xaa);
+        let node = self.node(from);
+        let sent = node.engine.handle_packet(&mut room, packet.len(), Instant::now(), &mut node.batch);
+        assert_eq!(room[packet.len()..], [0xaa; 16], "what lies behind the packet is put back");
+        sent
+    }
+
+    fn tick(&mut self) {
+        for node in self.nodes.values_mut() {
+            let due = node.engine.poll_timeout();
+            node.engine.handle_timeout(due, &mut node.batch);
+        }
+    }
+
+    /// Delivers until nothing moves; returns every datagram that was on the wire.
+    fn run(&mut self) -> Vec<(SocketAddr, SocketAddr, Vec<u8>)> {
+        let mut wire = Vec::new();
+        loop {
+            let mut moving = Vec::new();
+            for (address, node) in &mut self.nodes {
+                moving.extend(node.batch.iter().map(|(datagram, to)| (*address, to.address, datagram.to_vec())));
+                node.batch.clear();
+            }
+            if moving.is_empty() {
+                return wire;
+            }
+            for (from, to, datagram) in &moving {
+                self.inject(*from, *to, datagram);
+            }
+            wire.extend(moving);
+        }
+    }
+
+    fn inject(&mut self, from: SocketAddr, to: SocketAddr, datagram: &[u8]) -> Option<DropReason> {
+        let node = self.nodes.get_mut(&to)?;
+        let mut plain = vec![0u8; 65_535];
+        match node.engine.handle_datagram(datagram, from, Instant::now(), &mut plain, &mut node.batch) {
+            Received::Packet(packet) => {
+                let packet = packet.to_vec();
+                node.received.push(packet);
+                None
+            }
+            Received::Quiet => None,
+            Received::Dropped(reason) => Some(reason),
+        }
+    }
+}
+
+fn address(text: &str) -> SocketAddr {
+    text.parse().expect("an address")
+}
+
+fn peer(name: &str, key: PublicKey, allowed: &[&str]) -> PeerSettings {
+    PeerSettings {
+        name: name.into(),
+        public_key: key,
+        preshared_key: None,
+        endpoints: Vec::new(),
+        allowed_ips: allowed.iter().map(|prefix| prefix.parse().expect("a prefix")).collect(),
+        keepalive: None,
+        roaming: true,
+        cloud: Cloud::Azure,
+        probe: None,
+    }
+}
+
+fn ipv4(from: &str, to: &str, payload: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0u8; 20];
+    packet[0] = 0x45;
+    packet[2..4].copy_from_slice(&((20 + payload.len()) as u16).to_be_bytes());
+    packet[12..16].copy_from_slice(&from.parse::<std::net::Ipv4Addr>().expect("ip").octets());
+    packet[16..20].copy_from_slice(&to.parse::<std::net::Ipv4Addr>().expect("ip").octets());
+    packet.extend_from_slice(payload);
+    packet
+}
+
+fn reach(network: &mut Network, at: SocketAddr, change: PeerChange, key: PublicKey, endpoint: Option<SocketAddr>) {
+    let node = network.node(at);
+    let now = Instant::now();
+    node.engine.apply(change, now);
+    if let Some(address) = endpoint {
+        node.engine.apply(PeerChange::Endpoints(key, vec![Endpoint { address, interface: None }]), now);
+    }
+}
+
+/// A at 192.0.2.1 holds 10.0.0.1, B at 192.0.2.2 holds 10.0.0.2 and 10.2.0.0/16; A knows where B is.
+fn pair() -> (Network, SocketAddr, SocketAddr, PublicKey, PublicKey) {
+    let (a, b) = (address("192.0.2.1:51820"), address("192.0.2.2:51820"));
+    let (key_a, key_b) = (PrivateKey::generate(), PrivateKey::generate());
+    let mut network = Network::new();
+    network.add(a, &key_a);
+    network.add(b, &key_b);
+    reach(&mut network, a, PeerChange::Add(peer("b", key_b.public_key(), &["10.0.0.2/32", "10.2.0.0/16"])), key_b.public_key(), Some(b));
+    reach(&mut network, b, PeerChange::Add(peer("a", key_a.public_key(), &["10.0.0.1/32"])), key_a.public_key(), None);
+    (network, a, b, key_a.public_key(), key_b.public_key())
+}
+
+fn drops(network: &mut Network, at: SocketAddr, reason: DropReason) -> u64 {
+    network.node(at).engine.snapshot(Instant::now(), SystemTime::now(), 0).drops.get(reason)
+}
+
+#[test]
+fn a_packet_without_a_session_waits_for_the_handshake() {
+    let (mut network, a, b, _, _) = pair();
+    let packet = ipv4("10.0.0.1", "10.2.0.9", b"hello");
+    network.send(a, &packet).expect("queued");
+    network.run();
+    assert_eq!(network.node(b).received, [packet]);
+    assert_eq!(
+        network.node(b).engine.poll_event(),
+        Some(Event::EndpointMoved { peer: network.node(a).engine.public_key(), from: None, to: a })
+    );
+}
+
+#[test]
+fn the_handshake_starts_without_traffic() {
+    let (mut network, a, b, _, key_b) = pair();
+    network.tick();
+    network.run();
+    let snapshot = network.node(a).engine.snapshot(Instant::now(), SystemTime::now(), 0);
+    assert_eq!(snapshot.peers[0].state, PeerState::Up);
+    assert!(snapshot.peers[0].last_handshake.is_some());
+    let events: Vec<Event> = std::iter::from_fn(|| network.node(a).engine.poll_event()).collect();
+    assert!(events.contains(&Event::SessionUp { peer: key_b, endpoint: b }), "{events:?}");
+}
+
+#[test]
+fn what_is_sealed_is_padded_to_sixteen_but_not_over_the_mtu() {
+    let (mut network, a, _, _, _) = pair();
+    network.tick();
+    network.run();
+    for (payload, sealed) in
+        [(0usize, 32), (1, 32), (12, 32), (13, 48), (MTU as usize - 20, MTU as usize), (MTU as usize - 21, MTU as usize)]
+    {
+        network.send(a, &ipv4("10.0.0.1", "10.0.0.2", &vec![7; payload])).expect("sent");
+        let wire = network.run();
+        assert_eq!(wire[0].2.len() - 32, sealed, "payload of {payload}");
+    }
+    assert_eq!(network.send(a, &ipv4("10.0.0.1", "10.0.0.2", &vec![7; MTU as usize - 19])), Err(DropReason::TooBig));
+}
+
+#[test]
+fn a_destination_of_no_peer_is_dropped() {
+    let (mut network, a, _, _, _) = pair();
+    assert_eq!(network.send(a, &ipv4("10.0.0.1", "10.3.0.1", b"")), Err(DropReason::NoPeer));
+    assert_eq!(network.send(a, b"no packet"), Err(DropReason::NotIp));
+}
+
+#[test]
+fn a_source_of_another_peer_is_dropped_though_a_wider_prefix_contains_it() {
+    let (mut network, a, b, _, _) = pair();
+    let other = PrivateKey::generate().public_key();
+    // B may speak for 10.2.0.0/16, but 10.2.1.0/24 is another peer's.
+    reach(&mut network, a, PeerChange::Add(peer("c", other, &["10.2.1.0/24"])), other, None);
+    network.tick();
+    network.run();
+    network.send(b, &ipv4("10.2.1.1", "10.0.0.1", b"spoofed")).expect("sent");
+    network.send(b, &ipv4("10.2.2.1", "10.0.0.1", b"honest")).expect("sent");
+    network.run();
+    assert_eq!(network.node(a).received, [ipv4("10.2.2.1", "10.0.0.1", b"honest")]);
+    assert_eq!(drops(&mut network, a, DropReason::SourceNotAllowed), 1);
+}
+
+#[test]
+fn replayed_data_is_dropped_and_moves_no_endpoint() {
+    let (mut network, a, b, _, _) = pair();
+    network.tick();
+    network.run();
+    network.send(a, &ipv4("10.0.0.1", "10.0.0.2", b"once")).expect("sent");
+    let wire = network.run();
+    let thief = address("203.0.113.9:1");
+    assert_eq!(network.inject(thief, b, &wire[0].2), Some(DropReason::Replay));
+    assert_eq!(network.node(b).received.len(), 1);
+    assert_eq!(network.node(b).engine.snapshot(Instant::now(), SystemTime::now(), 0).peers[0].endpoint, Some(a));
+}
+
+#[test]
+fn a_replayed_initiation_is_dropped() {
+    let (mut network, a, b, _, _) = pair();
+    network.tick();
+    let initiation = network.node(a).batch.iter().map(|(datagram, _)| datagram.to_vec()).next().expect("an initiation");
+    network.run();
+    assert_eq!(network.inject(address("203.0.113.9:1"), b, &initiation), Some(DropReason::HandshakeReplay));
+}
+
+#[test]
+fn an_authenticated_datagram_from_elsewhere_moves_the_endpoint() {
+    let (mut network, a, b, _, _) = pair();
+    network.tick();
+    network.run();
+    network.send(a, &ipv4("10.0.0.1", "10.0.0.2", b"moved")).expect("sent");
+    let datagram = network.node(a).batch.iter().map(|(datagram, _)| datagram.to_vec()).next().expect("data");
+    network.node(a).batch.clear();
+    let elsewhere = address("198.51.100.7:4242");
+    assert_eq!(network.inject(elsewhere, b, &datagram), None);
+    let snapshot = network.node(b).engine.snapshot(Instant::now(), SystemTime::now(), 0);
+    assert_eq!((snapshot.peers[0].endpoint, snapshot.peers[0].roamed), (Some(elsewhere), true));
+}
+
+#[test]
+fn a_pinned_peer_does_not_roam() {
+    let (mut network, a, b, key_a, _) = pair();
+    let mut pinned = peer("a", key_a, &["10.0.0.1/32"]);
+    pinned.roaming = false;
+    reach(&mut network, b, PeerChange::Edit(pinned), key_a, Some(a));
+    network.tick();
+    network.run();
+    network.send(a, &ipv4("10.0.0.1", "10.0.0.2", b"x")).expect("sent");
+    let datagram = network.node(a).batch.iter().map(|(datagram, _)| datagram.to_vec()).next().expect("data");
+    network.inject(address("198.51.100.7:4242"), b, &datagram);
+    assert_eq!(network.node(b).engine.snapshot(Instant::now(), SystemTime::now(), 0).peers[0].endpoint, Some(a));
+}
+
+#[test]
+fn differing_preshared_keys_are_named_on_both_sides() {
+    let (mut network, a, b, key_a, key_b) = pair();
+    let mut with_key = peer("a", key_a, &["10.0.0.1/32"]);
+    with_key.preshared_key = Some(PresharedKey::generate());
+    reach(&mut network, b, PeerChange::Edit(with_key), key_a, None);
+    for _ in 0..3 {
+        // A new `Tunn` at A stands for the retransmission that would take five seconds.
+        let mut again = peer("b", key_b, &["10.0.0.2/32"]);
+        again.preshared_key = Some(PresharedKey::generate());
+        reach(&mut network, a, PeerChange::Edit(again), key_b, None);
+        network.tick();
+        network.run();
+    }
+    let at_a = network.node(a).engine.snapshot(Instant::now(), SystemTime::now(), 0);
+    assert!(matches!(at_a.peers[0].trouble, Some(Trouble::AnswerDoesNotOpen { .. })), "{:?}", at_a.peers[0].trouble);
+    let at_b = network.node(b).engine.snapshot(Instant::now(), SystemTime::now(), 0);
+    // B answers, and once it knows where A is it asks too: either way it can tell.
+    assert!(
+        matches!(at_b.peers[0].trouble, Some(Trouble::NotConfirmed { .. } | Trouble::AnswerDoesNotOpen { .. })),
+        "{:?}",
+        at_b.peers[0].trouble
+    );
+}
+
+#[test]
+fn a_key_that_is_not_configured_is_named() {
+    let (mut network, a, b, key_a, _) = pair();
+    network.node(b).engine.apply(PeerChange::Remove(key_a), Instant::now());
+    network.tick();
+    network.run();
+    let snapshot = network.node(b).engine.snapshot(Instant::now(), SystemTime::now(), 0);
+    assert_eq!(snapshot.last_unknown, Some((key_a, a)));
+    assert_eq!(drops(&mut network, b, DropReason::UnknownKey), 1);
+}
+
+#[test]
+fn a_handshake_for_another_key_is_named() {
+    let (mut network, a, b, key_a, _) = pair();
+    let wrong = PrivateKey::generate().public_key();
+    reach(&mut network, b, PeerChange::Edit(peer("a", key_a, &["10.0.0.1/32"])), key_a, Some(a));
+    reach(&mut network, a, PeerChange::Add(peer("wrong", wrong, &["10.9.0.0/16"])), wrong, Some(b));
+    network.tick();
+    let wire = network.run();
+    assert!(wire.iter().any(|(from, ..)| *from == a));
+    assert_eq!(drops(&mut network, b, DropReason::BadMac1), 1);
+}
+
+#[test]
+fn a_new_preshared_key_keeps_the_session_until_the_new_one_stands() {
+    let (mut network, a, b, key_a, key_b) = pair();
+    network.tick();
+    network.run();
+    let shared = PresharedKey::generate();
+    let mut at_a = peer("b", key_b, &["10.0.0.2/32"]);
+    at_a.preshared_key = Some(shared.clone());
+    reach(&mut network, a, PeerChange::Edit(at_a), key_b, None);
+    // A has the new key, B not yet: data still passes both ways by the old session.
+    network.send(a, &ipv4("10.0.0.1", "10.0.0.2", b"up")).expect("sent");
+    network.send(b, &ipv4("10.0.0.2", "10.0.0.1", b"down")).expect("sent");
+    network.run();
+    assert_eq!((network.node(a).received.len(), network.node(b).received.len()), (1, 1));
+    let mut at_b = peer("a", key_a, &["10.0.0.1/32"]);
+    at_b.preshared_key = Some(shared);
+    reach(&mut network, b, PeerChange::Edit(at_b), key_a, None);
+    network.tick();
+    network.run();
+    network.send(a, &ipv4("10.0.0.1", "10.0.0.2", b"new")).expect("sent");
+    network.run();
+    assert_eq!(network.node(b).received.len(), 2);
+}
+
+#[test]
+fn the_queue_is_bounded_and_counted() {
+    let (mut network, a, _, _, key_b) = pair();
+    reach(&mut network, a, PeerChange::Remove(key_b), key_b, None);
+    reach(&mut network, a, PeerChange::Add(peer("b", key_b, &["10.0.0.2/32"])), key_b, None);
+    let packet = ipv4("10.0.0.1", "10.0.0.2", b"");
+    let outcomes: Vec<_> = (0..130).map(|_| network.send(a, &packet)).collect();
+    assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 128);
+    assert_eq!(drops(&mut network, a, DropReason::QueueFull), 2);
+}
+
+proptest! {
+    #[test]
+    fn noise_is_counted_and_delivers_nothing(datagrams in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..300), 1..20), kind in 0u8..6) {
+        let (mut network, a, b, _, _) = pair();
+        network.tick();
+        network.run();
+        for mut datagram in datagrams {
+            if let Some(head) = datagram.get_mut(..4) {
+                head.copy_from_slice(&[kind, 0, 0, 0]);
+            }
+            prop_assert!(network.inject(a, b, &datagram).is_some());
+        }
+        prop_assert!(network.node(b).received.is_empty());
+        // Still alive: a real packet passes.
+        network.send(a, &ipv4("10.0.0.1", "10.0.0.2", b"alive")).expect("sent");
+        network.run();
+        prop_assert_eq!(network.node(b).received.len(), 1);
+    }
+}

@@ -1,0 +1,109 @@
+//! What kind of trouble a handshake has. WireGuard is silent by design; a gateway's operator must not be left so.
+//!
+//! ```text
+//!  we send initiations, nothing comes back ............ NoAnswer        (filtered, wrong address, or our key unknown there)
+//!  an answer comes back that does not open ............ AnswerDoesNotOpen (preshared key differs)
+//!  we answer, and no data ever follows ................ NotConfirmed    (the same, seen from the responder)
+//!  the peer's address sends handshakes for another key  OtherKey        (the peer has a wrong public key for us)
+//! ```
+//! Initiations from keys that are not configured belong to no peer; the engine counts them apart.
+
+use std::time::Instant;
+
+/// Answers that went unconfirmed before it counts as trouble: one may simply be lost.
+const UNCONFIRMED_BEFORE_TROUBLE: u32 = 2;
+/// Initiations without an answer before it counts as trouble (5 s apart).
+const UNANSWERED_BEFORE_TROUBLE: u32 = 2;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    NoAnswer { initiations: u32 },
+    AnswerDoesNotOpen { answers: u32 },
+    NotConfirmed { answers: u32 },
+    OtherKey { initiations: u32 },
+}
+
+/// One peer's handshakes since its last good session.
+#[derive(Debug, Default)]
+pub(crate) struct HandshakeLog {
+    /// Initiations sent without an answer.
+    pub(crate) unanswered: u32,
+    /// When the first of them was sent.
+    pub(crate) since: Option<Instant>,
+    refused_answers: u32,
+    unconfirmed_answers: u32,
+    other_key: u32,
+}
+
+impl HandshakeLog {
+    pub(crate) fn initiation_sent(&mut self, now: Instant) {
+        self.unanswered = self.unanswered.saturating_add(1);
+        self.since.get_or_insert(now);
+    }
+
+    pub(crate) const fn answer_refused(&mut self) {
+        self.refused_answers = self.refused_answers.saturating_add(1);
+    }
+
+    pub(crate) const fn answer_sent(&mut self) {
+        self.unconfirmed_answers = self.unconfirmed_answers.saturating_add(1);
+    }
+
+    pub(crate) const fn addressed_to_other_key(&mut self) {
+        self.other_key = self.other_key.saturating_add(1);
+    }
+
+    /// A session stands: whatever was wrong is over.
+    pub(crate) fn session_confirmed(&mut self) {
+        *self = Self::default();
+    }
+
+    /// The most telling trouble first: what came back says more than that nothing did.
+    pub(crate) const fn trouble(&self) -> Option<Trouble> {
+        if self.refused_answers > 0 {
+            Some(Trouble::AnswerDoesNotOpen { answers: self.refused_answers })
+        } else if self.other_key > 0 {
+            Some(Trouble::OtherKey { initiations: self.other_key })
+        } else if self.unconfirmed_answers >= UNCONFIRMED_BEFORE_TROUBLE {
+            Some(Trouble::NotConfirmed { answers: self.unconfirmed_answers })
+        } else if self.unanswered >= UNANSWERED_BEFORE_TROUBLE {
+            Some(Trouble::NoAnswer { initiations: self.unanswered })
+        } else {
+            None
+        }
+    }
+}
+
+impl Trouble {
+    /// A stable word for metrics and JSON.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::NoAnswer { .. } => "no_answer",
+            Self::AnswerDoesNotOpen { .. } => "answer_does_not_open",
+            Self::NotConfirmed { .. } => "not_confirmed",
+            Self::OtherKey { .. } => "other_key",
+        }
+    }
+}
+
+impl std::fmt::Display for Trouble {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NoAnswer { initiations } => write!(
+                f,
+                "{initiations} handshake initiations sent, no answer: the UDP port is filtered on the way, nothing listens there, or the peer does not know our public key"
+            ),
+            Self::AnswerDoesNotOpen { answers } => {
+                write!(f, "{answers} handshake answers came back that do not open: the preshared keys of the two sides differ")
+            }
+            Self::NotConfirmed { answers } => write!(
+                f,
+                "{answers} handshakes answered, none confirmed: our answers do not reach the peer, or the preshared keys of the two sides differ"
+            ),
+            Self::OtherKey { initiations } => write!(
+                f,
+                "{initiations} handshakes from this peer's address were made for another public key than ours: the peer's configuration holds a wrong key for this gateway"
+            ),
+        }
+    }
+}

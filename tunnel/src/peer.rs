@@ -1,0 +1,453 @@
+//! One peer around its `Tunn`: endpoint and roaming, the queue while there is no session, keepalive, and the
+//! changeover after an edit that needs a new `Tunn`.
+//!
+//! ```text
+//!              packet and no session                response opens / first data
+//!   Idle ─────────────────────────────► Connecting ────────────────────────────► Up
+//!    ▲        start, edit, keepalive        │  ▲ initiation every 5 s, for ever    │
+//!    │                                      │  └── every third unanswered one      │
+//!    │                                      │      goes to the next endpoint       │
+//!    └──────────── 180 s old and nothing asks for a session ◄────────────────────┘
+//! ```
+//!
+//! A changed preshared key or private key means a new `Tunn`. The old one goes on carrying data, both ways, until
+//! the new one has its session or the old one is 180 s older; only the new one handshakes.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use boringtun::noise::errors::WireGuardError;
+use boringtun::noise::rate_limiter::RateLimiter;
+use boringtun::noise::{Tunn, TunnResult};
+
+use crate::batch::{Batch, Endpoint};
+use crate::error::DropReason;
+use crate::handshake::HandshakeLog;
+use crate::key::PrivateKey;
+use crate::settings::PeerSettings;
+use crate::stats::PeerState;
+
+/// Packets that wait for a session; the kernel's WireGuard stages as many (MAX_STAGED_PACKETS).
+const QUEUE_PACKETS: usize = 128;
+/// How long a packet may wait: longer, and its sender has given up or sent again.
+const QUEUE_AGE: Duration = Duration::from_secs(15);
+/// A session is used no longer than this (REJECT_AFTER_TIME, whitepaper §6.1).
+const SESSION_LIFETIME: Duration = Duration::from_secs(180);
+/// The initiator makes a new session when the old is this old (REKEY_AFTER_TIME); `Tunn` does so only on data,
+/// we also when nothing but keepalives pass, so that a quiet tunnel never lacks a session.
+const REKEY_AFTER: Duration = Duration::from_secs(120);
+/// After this many unanswered initiations (5 s apart) the next endpoint is tried.
+const INITIATIONS_PER_ENDPOINT: u32 = 3;
+const INITIATION: u8 = 1;
+
+pub(crate) struct Peer {
+    pub(crate) settings: PeerSettings,
+    tunn: Tunn,
+    /// The 24 bits that lead the session indices of `tunn`.
+    index: u32,
+    previous: Option<Previous>,
+    session: bool,
+    /// We made the session, so renewing it falls to us.
+    initiator: bool,
+    /// Index of a session that we answered and that no data has confirmed.
+    unconfirmed: Option<u32>,
+    /// A session is wanted although no packet waits: start, edit, new address.
+    wanted: bool,
+    queue: VecDeque<(Instant, Vec<u8>)>,
+    endpoints: Vec<Endpoint>,
+    active: usize,
+    endpoint: Option<Endpoint>,
+    last_sent: Instant,
+    pub(crate) handshakes: HandshakeLog,
+    pub(crate) last_handshake: Option<Instant>,
+    pub(crate) traffic: Traffic,
+}
+
+/// The `Tunn` from before an edit.
+struct Previous {
+    tunn: Tunn,
+    index: u32,
+    until: Instant,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Traffic {
+    pub(crate) received_bytes: u64,
+    pub(crate) sent_bytes: u64,
+    pub(crate) received_packets: u64,
+    pub(crate) sent_packets: u64,
+}
+
+/// What `Tunn` made of a datagram.
+pub(crate) enum Opened<'a> {
+    Packet(&'a mut [u8]),
+    /// Authenticated, nothing for the port: a keepalive or a handshake message.
+    Quiet,
+}
+
+impl Peer {
+    pub(crate) fn new(settings: PeerSettings, key: &PrivateKey, index: u32, unlimited: Arc<RateLimiter>, now: Instant) -> Self {
+        Self {
+            tunn: new_tunn(&settings, key, index, unlimited),
+            settings,
+            index,
+            previous: None,
+            session: false,
+            initiator: false,
+            unconfirmed: None,
+            wanted: true,
+            queue: VecDeque::new(),
+            endpoints: Vec::new(),
+            active: 0,
+            endpoint: None,
+            last_sent: now,
+            handshakes: HandshakeLog::default(),
+            last_handshake: None,
+            traffic: Traffic::default(),
+        }
+    }
+
+    /// Replaces the `Tunn` after a change of a key; the old one carries data until the new one can.
+    pub(crate) fn rekey(&mut self, settings: PeerSettings, key: &PrivateKey, index: u32, unlimited: Arc<RateLimiter>, now: Instant) {
+        let tunn = std::mem::replace(&mut self.tunn, new_tunn(&settings, key, index, unlimited));
+        let old_index = std::mem::replace(&mut self.index, index);
+        if self.session {
+            self.previous = Some(Previous { tunn, index: old_index, until: now + SESSION_LIFETIME });
+        }
+        self.settings = settings;
+        self.session = false;
+        self.initiator = false;
+        self.unconfirmed = None;
+        self.wanted = true;
+        self.handshakes = HandshakeLog::default();
+    }
+
+    /// The session-index prefixes that are this peer's.
+    pub(crate) fn indices(&self) -> impl Iterator<Item = u32> {
+        std::iter::once(self.index).chain(self.previous.as_ref().map(|previous| previous.index))
+    }
+
+    /// Where the peer may be reached, in order. A roamed address stands as long as the list is the same.
+    pub(crate) fn set_endpoints(&mut self, endpoints: Vec<Endpoint>) {
+        if self.endpoints == endpoints {
+            return;
+        }
+        let kept = self.endpoint.and_then(|current| endpoints.iter().position(|endpoint| *endpoint == current));
+        self.active = kept.unwrap_or(0);
+        if kept.is_none() && !endpoints.is_empty() {
+            self.endpoint = endpoints.first().copied();
+            self.wanted = true;
+        }
+        self.endpoints = endpoints;
+    }
+
+    pub(crate) const fn endpoint(&self) -> Option<Endpoint> {
+        self.endpoint
+    }
+
+    pub(crate) fn roamed(&self) -> bool {
+        self.endpoint.is_some_and(|endpoint| !self.endpoints.contains(&endpoint))
+    }
+
+    pub(crate) const fn has_session(&self) -> bool {
+        self.session || self.previous.is_some()
+    }
+
+    pub(crate) fn queued(&self) -> usize {
+        self.queue.len()
+    }
+
+    pub(crate) fn state(&self) -> PeerState {
+        if self.has_session() {
+            PeerState::Up
+        } else if self.endpoint.is_some() && self.wants_session() {
+            PeerState::Connecting
+        } else {
+            PeerState::Idle
+        }
+    }
+
+    /// Seals `packet`, padding included, or queues its first `length` bytes and asks for a session.
+    pub(crate) fn send(&mut self, packet: &[u8], length: usize, now: Instant, batch: &mut Batch) -> Result<(), DropReason> {
+        if !self.has_session() {
+            if self.queue.len() >= QUEUE_PACKETS {
+                return Err(DropReason::QueueFull);
+            }
+            let unpadded = packet.get(..length).unwrap_or(packet);
+            self.queue.push_back((now, unpadded.to_vec()));
+            self.initiate(false, now, batch);
+            return Ok(());
+        }
+        self.seal(packet, now, batch)
+    }
+
+    /// Opens a datagram that carries one of our indices, and lets the endpoint follow if it authenticates.
+    pub(crate) fn receive<'a>(
+        &mut self,
+        datagram: &[u8],
+        index: u32,
+        from: SocketAddr,
+        now: Instant,
+        plain: &'a mut [u8],
+        batch: &mut Batch,
+    ) -> Result<Opened<'a>, DropReason> {
+        let current = index >> 8 == self.index;
+        let tunn = match &mut self.previous {
+            Some(previous) if !current => &mut previous.tunn,
+            _ => &mut self.tunn,
+        };
+        let opened = match tunn.decapsulate(None, datagram, plain) {
+            TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => Opened::Packet(packet),
+            TunnResult::Done => Opened::Quiet,
+            TunnResult::WriteToNetwork(_) => Opened::Quiet,
+            TunnResult::Err(WireGuardError::InvalidPacket) => {
+                self.authenticated(datagram.len(), from);
+                return Err(DropReason::NotIpInside);
+            }
+            TunnResult::Err(error) => return Err(data_drop(&error)),
+        };
+        self.authenticated(datagram.len(), from);
+        if current && (self.unconfirmed == Some(index) || !self.session) {
+            // The initiator's first data confirms the session that we answered.
+            self.confirm(false, now, batch);
+        }
+        Ok(opened)
+    }
+
+    /// Handles a handshake initiation that is known to name this peer's key.
+    pub(crate) fn receive_initiation(
+        &mut self,
+        datagram: &[u8],
+        from: SocketAddr,
+        now: Instant,
+        batch: &mut Batch,
+    ) -> Result<(), DropReason> {
+        match self.tunn.decapsulate(None, datagram, batch.space()) {
+            TunnResult::WriteToNetwork(response) => {
+                let length = response.len();
+                self.unconfirmed = response.get(4..8).and_then(|index| index.try_into().ok()).map(u32::from_le_bytes);
+                self.handshakes.answer_sent();
+                self.authenticated(datagram.len(), from);
+                self.transmit(length, now, batch);
+                Ok(())
+            }
+            TunnResult::Err(WireGuardError::WrongTai64nTimestamp) => Err(DropReason::HandshakeReplay),
+            TunnResult::Err(_) | TunnResult::Done | TunnResult::WriteToTunnelV4(..) | TunnResult::WriteToTunnelV6(..) => {
+                Err(DropReason::HandshakeRefused)
+            }
+        }
+    }
+
+    /// Handles the answer to an initiation of ours.
+    pub(crate) fn receive_response(
+        &mut self,
+        datagram: &[u8],
+        from: SocketAddr,
+        now: Instant,
+        batch: &mut Batch,
+    ) -> Result<(), DropReason> {
+        match self.tunn.decapsulate(None, datagram, batch.space()) {
+            TunnResult::WriteToNetwork(keepalive) => {
+                let length = keepalive.len();
+                self.authenticated(datagram.len(), from);
+                self.transmit(length, now, batch);
+                self.confirm(true, now, batch);
+                Ok(())
+            }
+            TunnResult::Err(error) => {
+                if matches!(error, WireGuardError::InvalidAeadTag) {
+                    self.handshakes.answer_refused();
+                }
+                Err(DropReason::HandshakeRefused)
+            }
+            TunnResult::Done | TunnResult::WriteToTunnelV4(..) | TunnResult::WriteToTunnelV6(..) => Err(DropReason::HandshakeRefused),
+        }
+    }
+
+    /// Takes a cookie for the next initiation. The endpoint does not move: a cookie proves no key.
+    pub(crate) fn receive_cookie(&mut self, datagram: &[u8], plain: &mut [u8]) -> Result<(), DropReason> {
+        match self.tunn.decapsulate(None, datagram, plain) {
+            TunnResult::Done => Ok(()),
+            TunnResult::Err(_) | TunnResult::WriteToNetwork(_) | TunnResult::WriteToTunnelV4(..) | TunnResult::WriteToTunnelV6(..) => {
+                Err(DropReason::HandshakeRefused)
+            }
+        }
+    }
+
+    /// Runs the protocol's timers; returns how many queued packets grew too old.
+    pub(crate) fn handle_timeout(&mut self, now: Instant, batch: &mut Batch) -> usize {
+        if self.previous.as_ref().is_some_and(|previous| now >= previous.until) {
+            self.previous = None;
+        }
+        if batch.has_room(crate::PADDING + 32) {
+            if let TunnResult::WriteToNetwork(datagram) = self.tunn.update_timers(batch.space()) {
+                let (length, kind) = (datagram.len(), datagram[0]);
+                self.emit(length, kind, now, batch);
+            }
+            self.session = self.tunn.time_since_last_handshake().is_some();
+        }
+        let expired = self.expire_queue(now);
+        if self.session && self.initiator && self.settings.keepalive.is_some() && self.session_age() >= REKEY_AFTER {
+            self.initiate(false, now, batch);
+        } else if !self.session && self.wants_session() {
+            self.initiate(false, now, batch);
+        }
+        if let Some(keepalive) = self.settings.keepalive
+            && self.has_session()
+            && now.saturating_duration_since(self.last_sent) >= keepalive
+        {
+            // A full batch only delays the keepalive to the next tick.
+            let _later = self.seal(&[], now, batch);
+        }
+        expired
+    }
+
+    /// A fresh handshake now, whatever stands: after a start, a reload or a change of address.
+    pub(crate) fn want_session(&mut self) {
+        self.wanted = true;
+    }
+
+    fn wants_session(&self) -> bool {
+        self.wanted || self.settings.keepalive.is_some() || !self.queue.is_empty()
+    }
+
+    fn session_age(&self) -> Duration {
+        self.tunn.time_since_last_handshake().unwrap_or_default()
+    }
+
+    /// Sends an initiation unless one is under way.
+    fn initiate(&mut self, force: bool, now: Instant, batch: &mut Batch) {
+        if self.endpoint.is_none() || !batch.has_room(148) {
+            return;
+        }
+        if let TunnResult::WriteToNetwork(initiation) = self.tunn.format_handshake_initiation(batch.space(), force) {
+            let (length, kind) = (initiation.len(), initiation[0]);
+            self.emit(length, kind, now, batch);
+        }
+    }
+
+    fn emit(&mut self, length: usize, kind: u8, now: Instant, batch: &mut Batch) {
+        if kind == INITIATION {
+            if self.handshakes.unanswered > 0 && self.handshakes.unanswered.is_multiple_of(INITIATIONS_PER_ENDPOINT) {
+                self.next_endpoint();
+            }
+            self.handshakes.initiation_sent(now);
+        }
+        self.transmit(length, now, batch);
+    }
+
+    /// Moves on to the next configured endpoint; from a roamed one back to the configured.
+    fn next_endpoint(&mut self) {
+        if self.endpoints.is_empty() {
+            return;
+        }
+        if !self.roamed() {
+            self.active = (self.active + 1) % self.endpoints.len();
+        }
+        self.endpoint = self.endpoints.get(self.active).copied();
+    }
+
+    fn seal(&mut self, packet: &[u8], now: Instant, batch: &mut Batch) -> Result<(), DropReason> {
+        if self.endpoint.is_none() {
+            return Err(DropReason::NoEndpoint);
+        }
+        if !batch.has_room(packet.len() + 32) {
+            return Err(DropReason::BatchFull);
+        }
+        let tunn = match &mut self.previous {
+            Some(previous) if !self.session => &mut previous.tunn,
+            _ => &mut self.tunn,
+        };
+        if let TunnResult::WriteToNetwork(datagram) = tunn.encapsulate(packet, batch.space()) {
+            let (length, kind) = (datagram.len(), datagram[0]);
+            if kind == INITIATION {
+                // The session went in this very moment; the packet waits inside `tunn`, where it would be lost.
+                self.session = false;
+                return Err(DropReason::NoSession);
+            }
+            if !packet.is_empty() {
+                self.traffic.sent_packets += 1;
+            }
+            self.transmit(length, now, batch);
+        }
+        Ok(())
+    }
+
+    fn transmit(&mut self, length: usize, now: Instant, batch: &mut Batch) {
+        if let Some(endpoint) = self.endpoint {
+            batch.commit(length, endpoint);
+            self.traffic.sent_bytes += length as u64;
+            self.last_sent = now;
+        }
+    }
+
+    fn authenticated(&mut self, length: usize, from: SocketAddr) {
+        self.traffic.received_bytes += length as u64;
+        let moved = self.endpoint.is_none_or(|endpoint| endpoint.address != from);
+        if moved && (self.settings.roaming || self.endpoint.is_none()) {
+            let configured = self.endpoints.iter().position(|endpoint| endpoint.address == from);
+            self.active = configured.unwrap_or(self.active);
+            self.endpoint = configured.and_then(|at| self.endpoints.get(at).copied()).or(Some(Endpoint { address: from, interface: None }));
+        }
+    }
+
+    /// A session stands: the old `Tunn` goes, the queue leaves.
+    fn confirm(&mut self, initiator: bool, now: Instant, batch: &mut Batch) {
+        self.session = true;
+        self.initiator = initiator;
+        self.unconfirmed = None;
+        self.wanted = false;
+        self.previous = None;
+        self.last_handshake = Some(now);
+        self.handshakes.session_confirmed();
+        while let Some((_, packet)) = self.queue.pop_front() {
+            if !batch.has_room(packet.len() + 32) {
+                self.queue.push_front((now, packet));
+                break;
+            }
+            // Padded by a copy: this is the one place where the engine owns the packet.
+            let length = packet.len();
+            let mut padded = packet;
+            padded.resize(length.next_multiple_of(crate::PADDING), 0);
+            if self.seal(&padded, now, batch).is_err() {
+                break;
+            }
+        }
+    }
+
+    fn expire_queue(&mut self, now: Instant) -> usize {
+        let before = self.queue.len();
+        while self.queue.front().is_some_and(|(since, _)| now.saturating_duration_since(*since) > QUEUE_AGE) {
+            self.queue.pop_front();
+        }
+        before - self.queue.len()
+    }
+}
+
+fn new_tunn(settings: &PeerSettings, key: &PrivateKey, index: u32, unlimited: Arc<RateLimiter>) -> Tunn {
+    let preshared = settings.preshared_key.as_ref().map(|key| key.bytes());
+    // The keepalive is ours (it can then be edited in place); the limiter in front of all peers has counted already.
+    Tunn::new(key.secret(), settings.public_key.point(), preshared, None, index, Some(unlimited))
+}
+
+const fn data_drop(error: &WireGuardError) -> DropReason {
+    match error {
+        WireGuardError::InvalidCounter | WireGuardError::DuplicateCounter => DropReason::Replay,
+        WireGuardError::InvalidAeadTag => DropReason::BadTag,
+        WireGuardError::WrongIndex => DropReason::UnknownIndex,
+        WireGuardError::NoCurrentSession | WireGuardError::ConnectionExpired => DropReason::NoSession,
+        WireGuardError::DestinationBufferTooSmall
+        | WireGuardError::IncorrectPacketLength
+        | WireGuardError::UnexpectedPacket
+        | WireGuardError::WrongPacketType
+        | WireGuardError::WrongKey
+        | WireGuardError::InvalidTai64nTimestamp
+        | WireGuardError::WrongTai64nTimestamp
+        | WireGuardError::InvalidMac
+        | WireGuardError::InvalidPacket
+        | WireGuardError::LockFailed
+        | WireGuardError::UnderLoad => DropReason::Malformed,
+    }
+}

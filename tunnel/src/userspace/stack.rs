@@ -1,0 +1,590 @@
+//! The lane's end: smoltcp fed with inner packets, and its sockets joined to the relay's pipes.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
+use smoltcp::phy::{self, DeviceCapabilities, Medium};
+use smoltcp::socket::tcp;
+use smoltcp::time::Instant as StackInstant;
+use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpEndpoint, IpListenEndpoint};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+use tokio::sync::{mpsc, oneshot};
+
+use super::MAX_STREAMS;
+use super::stream::{Accepted, DialError, Fate, Listener, Stream};
+use crate::io::Wake;
+
+const BUFFER_BYTES: usize = 64 * 1024;
+const PIPE_BYTES: usize = 16 * 1024;
+/// Listening sockets held ready for each port: a socket takes one connection.
+const BACKLOG: usize = 16;
+/// Connections accepted and not yet taken by the relay; one more is reset.
+const ACCEPT_QUEUE: usize = 128;
+/// Unacknowledged data this old ends a stream. Longer than any failover, so that streams survive one.
+const USER_TIMEOUT: Duration = Duration::from_secs(120);
+const KEEPALIVE: Duration = Duration::from_secs(30);
+/// First port of the ephemeral range (RFC 6335 §6).
+const FIRST_PORT: u16 = 49152;
+/// Packets that wait to be sealed; more are dropped, as by a full device queue.
+const OUTBOX_PACKETS: usize = 1024;
+
+/// How the stack is set up.
+#[derive(Debug)]
+pub struct StackSettings {
+    pub addresses: Vec<IpNet>,
+    pub mtu: u32,
+    requests: mpsc::Receiver<Request>,
+}
+
+/// The relay's handle on the inside of a tunnel. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Network {
+    requests: mpsc::Sender<Request>,
+    wake: Wake,
+}
+
+#[derive(Debug)]
+enum Request {
+    Dial { to: SocketAddr, deadline: Instant, reply: oneshot::Sender<Result<Stream, DialError>> },
+    Listen { port: u16, accepted: mpsc::Sender<Accepted>, reply: oneshot::Sender<bool> },
+}
+
+/// A handle, and the settings that a lane turns into the stack it leads to.
+pub fn network(addresses: Vec<IpNet>, mtu: u32, wake: Wake) -> (Network, StackSettings) {
+    let (sender, requests) = mpsc::channel(256);
+    (Network { requests: sender, wake }, StackSettings { addresses, mtu, requests })
+}
+
+impl Network {
+    /// Opens a TCP stream to `to` through the tunnel.
+    pub async fn dial(&self, to: SocketAddr, deadline: Instant) -> Result<Stream, DialError> {
+        let (reply, answer) = oneshot::channel();
+        self.request(Request::Dial { to, deadline, reply }).await?;
+        answer.await.map_err(|_| DialError::Stopped)?
+    }
+
+    /// Listens on `port` on the gateway's own addresses inside the tunnel. None if something listens there already.
+    pub async fn listen(&self, port: u16) -> Result<Option<Listener>, DialError> {
+        let (reply, answer) = oneshot::channel();
+        let (sender, accepted) = mpsc::channel(ACCEPT_QUEUE);
+        self.request(Request::Listen { port, accepted: sender, reply }).await?;
+        Ok(answer.await.map_err(|_| DialError::Stopped)?.then_some(Listener { accepted }))
+    }
+
+    async fn request(&self, request: Request) -> Result<(), DialError> {
+        self.requests.send(request).await.map_err(|_| DialError::Stopped)?;
+        self.wake.wake();
+        Ok(())
+    }
+}
+
+pub(crate) struct Stack {
+    interface: Interface,
+    device: Device,
+    sockets: SocketSet<'static>,
+    flows: HashMap<SocketHandle, Flow>,
+    ports: HashMap<u16, mpsc::Sender<Accepted>>,
+    requests: mpsc::Receiver<Request>,
+    ready: Arc<Ready>,
+    /// Handles taken from `ready`, kept to use its memory again.
+    serving: Vec<SocketHandle>,
+    addresses: Vec<IpNet>,
+    next_port: u16,
+    epoch: Instant,
+}
+
+/// A socket and what it is for.
+struct Flow {
+    waker: Waker,
+    purpose: Purpose,
+}
+
+enum Purpose {
+    Listening { port: u16 },
+    Dialing { deadline: Instant, reply: Option<oneshot::Sender<Result<Stream, DialError>>> },
+    Open(Open),
+}
+
+/// A stream that stands.
+struct Open {
+    pipe: DuplexStream,
+    fate: Arc<Fate>,
+    /// The relay will write no more; FIN is on its way.
+    sent_end: bool,
+    /// The tunnel will send no more; the relay has been told.
+    received_end: bool,
+}
+
+impl Stack {
+    pub(crate) fn new(settings: StackSettings, wake: Wake, now: Instant) -> Self {
+        let mut device = Device { mtu: settings.mtu as usize, inbox: None, outbox: VecDeque::new(), spare: Vec::new() };
+        let mut config = Config::new(HardwareAddress::Ip);
+        config.random_seed = rand_core::RngCore::next_u64(&mut rand_core::OsRng);
+        let mut interface = Interface::new(config, &mut device, StackInstant::ZERO);
+        interface.update_ip_addrs(|addresses| {
+            for address in settings.addresses.iter().take(addresses.capacity()) {
+                // Cannot fail: no more than the capacity are taken.
+                let _fits = addresses.push(IpCidr::new(address.addr().into(), address.prefix_len()));
+            }
+        });
+        // There is no link layer: whatever is not local goes into the tunnel. The next hop is never asked for.
+        for address in &settings.addresses {
+            match address.addr() {
+                IpAddr::V4(own) => drop(interface.routes_mut().add_default_ipv4_route(own)),
+                IpAddr::V6(own) => drop(interface.routes_mut().add_default_ipv6_route(own)),
+            }
+        }
+        Self {
+            interface,
+            device,
+            sockets: SocketSet::new(Vec::new()),
+            flows: HashMap::new(),
+            ports: HashMap::new(),
+            requests: settings.requests,
+            ready: Arc::new(Ready { handles: Mutex::new(Vec::new()), wake }),
+            serving: Vec::new(),
+            addresses: settings.addresses,
+            next_port: FIRST_PORT,
+            epoch: now,
+        }
+    }
+
+    /// Takes an inner packet that came out of the tunnel.
+    pub(crate) fn handle_packet(&mut self, packet: &[u8], now: Instant) {
+        let mut buffer = self.device.spare.pop().unwrap_or_default();
+        buffer.clear();
+        buffer.extend_from_slice(packet);
+        self.device.inbox = Some(buffer);
+        let now = self.time(now);
+        while self.device.inbox.is_some() {
+            self.interface.poll_ingress_single(now, &mut self.device, &mut self.sockets);
+        }
+    }
+
+    /// Puts the next packet that wants into the tunnel into `room`.
+    pub(crate) fn take_packet(&mut self, room: &mut [u8]) -> Option<usize> {
+        let packet = self.device.outbox.pop_front()?;
+        let length = packet.len().min(room.len());
+        room[..length].copy_from_slice(&packet[..length]);
+        self.device.spare.push(packet);
+        Some(length)
+    }
+
+    /// Serves requests, streams that became ready, and the stack's own timers.
+    pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        while let Ok(request) = self.requests.try_recv() {
+            self.obey(request, now);
+        }
+        // Serving frees room in sockets and polling makes others ready; a bound keeps the lane's other work alive.
+        for _ in 0..4 {
+            self.serve_ready();
+            let at = self.time(now);
+            self.interface.poll(at, &mut self.device, &mut self.sockets);
+            if self.ready.is_empty() {
+                break;
+            }
+        }
+        self.expire(now);
+    }
+
+    pub(crate) fn poll_delay(&mut self, now: Instant) -> Option<Duration> {
+        if !self.ready.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        let at = self.time(now);
+        self.interface.poll_delay(at, &self.sockets).map(Duration::from)
+    }
+
+    pub(crate) fn streams(&self) -> usize {
+        self.flows.values().filter(|flow| !matches!(flow.purpose, Purpose::Listening { .. })).count()
+    }
+
+    fn obey(&mut self, request: Request, now: Instant) {
+        match request {
+            Request::Dial { to, deadline, reply } => {
+                if let Err((reply, error)) = self.dial(to, deadline, reply, now) {
+                    // The relay may have given up already.
+                    let _gone = reply.send(Err(error));
+                }
+            }
+            Request::Listen { port, accepted, reply } => {
+                let free = self.ports.get(&port).is_none_or(mpsc::Sender::is_closed);
+                if free {
+                    self.ports.insert(port, accepted);
+                    for _ in 0..BACKLOG {
+                        self.listen(port);
+                    }
+                }
+                let _gone = reply.send(free);
+            }
+        }
+    }
+
+    fn dial(
+        &mut self,
+        to: SocketAddr,
+        deadline: Instant,
+        reply: oneshot::Sender<Result<Stream, DialError>>,
+        now: Instant,
+    ) -> Result<(), (oneshot::Sender<Result<Stream, DialError>>, DialError)> {
+        if now >= deadline {
+            return Err((reply, DialError::TimedOut));
+        }
+        let Some(own) = self.addresses.iter().map(IpNet::addr).find(|own| own.is_ipv4() == to.is_ipv4()) else {
+            return Err((reply, DialError::NoAddress));
+        };
+        let (Some(handle), Some(port)) = (self.add_socket(), self.free_port()) else {
+            return Err((reply, DialError::TooMany));
+        };
+        let socket = self.sockets.get_mut::<tcp::Socket<'_>>(handle);
+        if socket.connect(self.interface.context(), IpEndpoint::from(to), (IpAddress::from(own), port)).is_err() {
+            self.sockets.remove(handle);
+            return Err((reply, DialError::NoAddress));
+        }
+        self.add_flow(handle, Purpose::Dialing { deadline, reply: Some(reply) });
+        Ok(())
+    }
+
+    /// Adds one listening socket for `port`, if there is room.
+    fn listen(&mut self, port: u16) {
+        let Some(handle) = self.add_socket() else { return };
+        if self.sockets.get_mut::<tcp::Socket<'_>>(handle).listen(IpListenEndpoint::from(port)).is_ok() {
+            self.add_flow(handle, Purpose::Listening { port });
+        } else {
+            self.sockets.remove(handle);
+        }
+    }
+
+    fn add_socket(&mut self) -> Option<SocketHandle> {
+        if self.flows.len() >= MAX_STREAMS {
+            return None;
+        }
+        let buffer = || tcp::SocketBuffer::new(vec![0; BUFFER_BYTES]);
+        let mut socket = tcp::Socket::new(buffer(), buffer());
+        socket.set_congestion_control(tcp::CongestionControl::Cubic);
+        socket.set_nagle_enabled(false);
+        socket.set_timeout(Some(USER_TIMEOUT.into()));
+        socket.set_keep_alive(Some(KEEPALIVE.into()));
+        Some(self.sockets.add(socket))
+    }
+
+    fn add_flow(&mut self, handle: SocketHandle, purpose: Purpose) {
+        let waker = Waker::from(Arc::new(FlowWaker { handle, ready: Arc::clone(&self.ready) }));
+        self.flows.insert(handle, Flow { waker, purpose });
+        self.ready.push(handle);
+    }
+
+    fn free_port(&mut self) -> Option<u16> {
+        let taken = |sockets: &SocketSet<'_>, port: u16| {
+            sockets.iter().any(|(_, socket)| match socket {
+                smoltcp::socket::Socket::Tcp(socket) => socket.local_endpoint().is_some_and(|endpoint| endpoint.port == port),
+            })
+        };
+        for _ in 0..=(u16::MAX - FIRST_PORT) {
+            let port = self.next_port;
+            self.next_port = self.next_port.checked_add(1).unwrap_or(FIRST_PORT);
+            if !taken(&self.sockets, port) {
+                return Some(port);
+            }
+        }
+        None
+    }
+
+    fn serve_ready(&mut self) {
+        let mut serving = std::mem::take(&mut self.serving);
+        self.ready.take(&mut serving);
+        for handle in serving.drain(..) {
+            self.serve(handle);
+        }
+        self.serving = serving;
+    }
+
+    /// Moves what can be moved for one flow and asks to be woken for the rest.
+    fn serve(&mut self, handle: SocketHandle) {
+        let Some(mut flow) = self.flows.remove(&handle) else { return };
+        let socket = self.sockets.get_mut::<tcp::Socket<'_>>(handle);
+        socket.register_recv_waker(&flow.waker);
+        socket.register_send_waker(&flow.waker);
+        let (mut replenish, mut keep) = (None, true);
+        match &mut flow.purpose {
+            Purpose::Listening { port } => {
+                let port = *port;
+                match socket.state() {
+                    tcp::State::Listen => {}
+                    tcp::State::SynReceived => {}
+                    tcp::State::Closed => {
+                        keep = false;
+                        replenish = Some(port);
+                    }
+                    _ => {
+                        replenish = Some(port);
+                        match self.ports.get(&port).and_then(|accepted| accept(socket, accepted)) {
+                            Some(open) => flow.purpose = Purpose::Open(open),
+                            None => {
+                                socket.abort();
+                                keep = false;
+                            }
+                        }
+                    }
+                }
+            }
+            Purpose::Dialing { reply, .. } => {
+                if socket.may_send() {
+                    let (stream, open) = open();
+                    flow.purpose = match reply.take().map(|reply| reply.send(Ok(stream))) {
+                        Some(Ok(())) => Purpose::Open(open),
+                        _ => {
+                            socket.abort();
+                            Purpose::Dialing { deadline: self.epoch, reply: None }
+                        }
+                    };
+                } else if socket.state() == tcp::State::Closed {
+                    keep = false;
+                    if let Some(reply) = reply.take() {
+                        let _gone = reply.send(Err(DialError::Refused));
+                    }
+                }
+            }
+            Purpose::Open(_) => {}
+        }
+        if let Purpose::Open(open) = &mut flow.purpose {
+            let mut cx = Context::from_waker(&flow.waker);
+            open.upward(socket, &mut cx);
+            open.downward(socket, &mut cx);
+            keep = !(socket.state() == tcp::State::Closed && (open.received_end || open.fate.dropped.load(Ordering::Acquire)));
+        }
+        if keep {
+            self.flows.insert(handle, flow);
+        } else {
+            // The RST of an aborted socket still has to be sent; `poll` does it before the socket is gone.
+            let at = self.time(Instant::now());
+            self.interface.poll_egress(at, &mut self.device, &mut self.sockets);
+            self.sockets.remove(handle);
+        }
+        if let Some(port) = replenish
+            && self.ports.get(&port).is_some_and(|accepted| !accepted.is_closed())
+        {
+            self.listen(port);
+        }
+    }
+
+    /// Ends dials whose deadline has passed and ports whose listener is gone.
+    fn expire(&mut self, now: Instant) {
+        let mut ended = Vec::new();
+        for (handle, flow) in &mut self.flows {
+            match &mut flow.purpose {
+                Purpose::Dialing { deadline, reply } => {
+                    let gone = reply.as_ref().is_none_or(oneshot::Sender::is_closed);
+                    if now >= *deadline || gone {
+                        if let Some(reply) = reply.take() {
+                            let _gone = reply.send(Err(DialError::TimedOut));
+                        }
+                        ended.push(*handle);
+                    }
+                }
+                Purpose::Listening { port } => {
+                    if self.ports.get(port).is_none_or(mpsc::Sender::is_closed) {
+                        ended.push(*handle);
+                    }
+                }
+                Purpose::Open(_) => {}
+            }
+        }
+        self.ports.retain(|_, accepted| !accepted.is_closed());
+        if ended.is_empty() {
+            return;
+        }
+        for handle in &ended {
+            self.sockets.get_mut::<tcp::Socket<'_>>(*handle).abort();
+        }
+        let at = self.time(now);
+        self.interface.poll_egress(at, &mut self.device, &mut self.sockets);
+        for handle in ended {
+            self.flows.remove(&handle);
+            self.sockets.remove(handle);
+        }
+    }
+
+    fn time(&self, now: Instant) -> StackInstant {
+        StackInstant::from_micros(i64::try_from(now.saturating_duration_since(self.epoch).as_micros()).unwrap_or(i64::MAX))
+    }
+}
+
+/// A pipe: the relay's end, and the flow's.
+fn open() -> (Stream, Open) {
+    let (theirs, ours) = tokio::io::duplex(PIPE_BYTES);
+    let fate = Arc::new(Fate::default());
+    (Stream::new(theirs, Arc::clone(&fate)), Open { pipe: ours, fate, sent_end: false, received_end: false })
+}
+
+/// Hands a new connection to the listener; None if it is gone or cannot keep up.
+fn accept(socket: &tcp::Socket<'_>, accepted: &mpsc::Sender<Accepted>) -> Option<Open> {
+    let from = socket.remote_endpoint()?;
+    let from = SocketAddr::new(from.addr.into(), from.port);
+    let (stream, open) = open();
+    accepted.try_send(Accepted { stream, from }).ok().map(|()| open)
+}
+
+impl Open {
+    /// Relay to tunnel.
+    fn upward(&mut self, socket: &mut tcp::Socket<'_>, cx: &mut Context<'_>) {
+        while !self.sent_end && socket.can_send() {
+            let pipe = Pin::new(&mut self.pipe);
+            let read = socket.send(|room| {
+                let mut buffer = ReadBuf::new(room);
+                let polled = pipe.poll_read(cx, &mut buffer).map(|result| result.is_ok());
+                let length = buffer.filled().len();
+                (length, polled.map(|good| good && length > 0))
+            });
+            match read {
+                Ok(Poll::Pending) => break,
+                Ok(Poll::Ready(true)) => {}
+                // Nothing read from a ready pipe is its end.
+                Ok(Poll::Ready(false)) | Err(_) => {
+                    self.sent_end = true;
+                    socket.close();
+                }
+            }
+        }
+    }
+
+    /// Tunnel to relay.
+    fn downward(&mut self, socket: &mut tcp::Socket<'_>, cx: &mut Context<'_>) {
+        while socket.can_recv() {
+            let pipe = Pin::new(&mut self.pipe);
+            let written = socket.recv(|bytes| match pipe.poll_write(cx, bytes) {
+                Poll::Ready(Ok(length)) => (length, Poll::Ready(true)),
+                Poll::Ready(Err(_)) => (0, Poll::Ready(false)),
+                Poll::Pending => (0, Poll::Pending),
+            });
+            match written {
+                Ok(Poll::Ready(true)) => {}
+                Ok(Poll::Pending) => return,
+                // The relay dropped its end and bytes still come: tell the sender.
+                Ok(Poll::Ready(false)) | Err(_) => {
+                    socket.abort();
+                    self.received_end = true;
+                    return;
+                }
+            }
+        }
+        if !self.received_end && !socket.may_recv() {
+            if socket.state() == tcp::State::Closed {
+                self.fate.reset.store(true, Ordering::Release);
+            }
+            self.received_end = true;
+            // An in-memory pipe shuts down at once.
+            let _done = Pin::new(&mut self.pipe).poll_shutdown(cx);
+        }
+    }
+}
+
+/// Packets between the lane and smoltcp: one inward at a time, a bounded queue outward, buffers used again.
+struct Device {
+    mtu: usize,
+    inbox: Option<Vec<u8>>,
+    outbox: VecDeque<Vec<u8>>,
+    spare: Vec<Vec<u8>>,
+}
+
+struct Received<'a> {
+    packet: Vec<u8>,
+    spare: &'a mut Vec<Vec<u8>>,
+}
+
+struct Sending<'a> {
+    outbox: &'a mut VecDeque<Vec<u8>>,
+    buffer: Vec<u8>,
+}
+
+impl phy::Device for Device {
+    type RxToken<'a> = Received<'a>;
+    type TxToken<'a> = Sending<'a>;
+
+    fn receive(&mut self, _: StackInstant) -> Option<(Received<'_>, Sending<'_>)> {
+        let packet = self.inbox.take()?;
+        let buffer = self.spare.pop().unwrap_or_default();
+        Some((Received { packet, spare: &mut self.spare }, Sending { outbox: &mut self.outbox, buffer }))
+    }
+
+    fn transmit(&mut self, _: StackInstant) -> Option<Sending<'_>> {
+        if self.outbox.len() >= OUTBOX_PACKETS {
+            return None;
+        }
+        let buffer = self.spare.pop().unwrap_or_default();
+        Some(Sending { outbox: &mut self.outbox, buffer })
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        let mut capabilities = DeviceCapabilities::default();
+        capabilities.medium = Medium::Ip;
+        capabilities.max_transmission_unit = self.mtu;
+        capabilities
+    }
+}
+
+impl phy::RxToken for Received<'_> {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
+        let result = f(&self.packet);
+        if self.spare.len() < OUTBOX_PACKETS {
+            self.spare.push(self.packet);
+        }
+        result
+    }
+}
+
+impl phy::TxToken for Sending<'_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(mut self, length: usize, f: F) -> R {
+        self.buffer.clear();
+        self.buffer.resize(length, 0);
+        let result = f(&mut self.buffer);
+        self.outbox.push_back(self.buffer);
+        result
+    }
+}
+
+/// Flows that have something to do. Pushed to by tokio's threads and by smoltcp on the lane itself.
+struct Ready {
+    handles: Mutex<Vec<SocketHandle>>,
+    wake: Wake,
+}
+
+impl Ready {
+    fn push(&self, handle: SocketHandle) {
+        let mut handles = self.handles.lock().unwrap_or_else(PoisonError::into_inner);
+        if !handles.contains(&handle) {
+            handles.push(handle);
+        }
+    }
+
+    fn take(&self, into: &mut Vec<SocketHandle>) {
+        into.append(&mut self.handles.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn is_empty(&self) -> bool {
+        self.handles.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+}
+
+struct FlowWaker {
+    handle: SocketHandle,
+    ready: Arc<Ready>,
+}
+
+impl std::task::Wake for FlowWaker {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.ready.push(self.handle);
+        self.ready.wake.wake();
+    }
+}
