@@ -1,1 +1,15 @@
+//! The skyway program as a library: configuration, relay, plan, supervision, admin interface, command line.
 
+pub mod admin;
+pub mod config;
+mod demo;
+mod endpoints;
+mod forwarding;
+mod inside;
+pub mod plan;
+pub mod relay;
+pub mod secret;
+pub mod supervisor;
+pub mod telemetry;
+
+pub mod cli;

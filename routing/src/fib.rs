@@ -44,9 +44,7 @@ impl Fib {
             fib.insert(Route::kill_switch(route.prefix()));
         }
         for Protected { prefix, interface } in protected {
-            let covered = routed
-                .iter()
-                .any(|route| leads_to(route, interface) && route.prefix().contains(prefix));
+            let covered = routed.iter().any(|route| leads_to(route, interface) && route.prefix().contains(prefix));
             if prefix.prefix_len() > 0 && !covered {
                 fib.insert(Route::kill_switch(*prefix));
             }
@@ -72,9 +70,7 @@ impl Fib {
 
     /// The prefixes under the kill switch.
     pub fn unreachable(&self) -> impl Iterator<Item = IpNet> {
-        self.routes()
-            .filter(|route| route.is_kill_switch())
-            .map(Route::prefix)
+        self.routes().filter(|route| route.is_kill_switch()).map(Route::prefix)
     }
 
     /// How many routes there are, kill switch included.
@@ -104,25 +100,13 @@ mod tests {
     #[test]
     fn a_routed_prefix_has_its_kill_switch() {
         let fib = Fib::build(&[route("10.20.0.0/16", "sky0")], &[]);
-        assert_eq!(
-            shown(&fib),
-            [
-                "10.20.0.0/16 dev sky0 metric 100",
-                "10.20.0.0/16 unreachable metric 4294967295"
-            ]
-        );
+        assert_eq!(shown(&fib), ["10.20.0.0/16 dev sky0 metric 100", "10.20.0.0/16 unreachable metric 4294967295"]);
     }
 
     #[test]
     fn a_protected_prefix_without_a_route_is_unreachable() {
         let fib = Fib::build(&[], &[protected("10.20.3.0/24", "sky0"), protected("2001:db8::1/32", "sky0")]);
-        assert_eq!(
-            shown(&fib),
-            [
-                "10.20.3.0/24 unreachable metric 4294967295",
-                "2001:db8::/32 unreachable metric 4294967295"
-            ]
-        );
+        assert_eq!(shown(&fib), ["10.20.3.0/24 unreachable metric 4294967295", "2001:db8::/32 unreachable metric 4294967295"]);
     }
 
     #[test]
@@ -186,11 +170,8 @@ mod tests {
         }
     }
 
-    fn in_two_orders<T: Clone + std::fmt::Debug>(
-        element: impl Strategy<Value = T>,
-    ) -> impl Strategy<Value = (Vec<T>, Vec<T>)> {
-        prop::collection::vec(element, 0..8)
-            .prop_flat_map(|elements| (Just(elements.clone()), Just(elements).prop_shuffle()))
+    fn in_two_orders<T: Clone + std::fmt::Debug>(element: impl Strategy<Value = T>) -> impl Strategy<Value = (Vec<T>, Vec<T>)> {
+        prop::collection::vec(element, 0..8).prop_flat_map(|elements| (Just(elements.clone()), Just(elements).prop_shuffle()))
     }
 
     fn some_protected() -> impl Strategy<Value = Protected> {
@@ -210,10 +191,7 @@ mod tests {
     }
 
     fn protected(destination: &str, interface: &str) -> Protected {
-        Protected {
-            prefix: prefix(destination),
-            interface: interface.to_owned(),
-        }
+        Protected { prefix: prefix(destination), interface: interface.to_owned() }
     }
 
     fn prefix(text: &str) -> IpNet {

@@ -23,7 +23,7 @@
 //! its live routes away, and the unreachable ones answer in their place. It goes only when a prefix leaves the YAML or
 //! on `skyway release`. Two things outside skyway can still remove its IPv6 half, because Linux ties an IPv6
 //! unreachable route to `lo`: `lo` going down and `disable_ipv6` being switched on (measured, kernel 6.18); the next
-//! [`reconcile`] puts it back.
+//! [`reconcile()`] puts it back.
 //!
 //! Everything except [`io`] is a pure function of its arguments. The feature `io` (default) adds netlink and nftables.
 

@@ -29,19 +29,11 @@ impl Route {
     /// `metric`: lower is better; brought into 1 to 4294967294. The kernel turns an IPv6 metric of 0 into 1024, which
     /// would look like a foreign change for ever, and the worst metric belongs to the kill switch.
     pub fn new(prefix: IpNet, next_hop: NextHop, metric: u32) -> Self {
-        Self {
-            prefix: prefix.trunc(),
-            metric: metric.clamp(1, KILL_SWITCH_METRIC - 1),
-            next_hop,
-        }
+        Self { prefix: prefix.trunc(), metric: metric.clamp(1, KILL_SWITCH_METRIC - 1), next_hop }
     }
 
     pub(crate) fn kill_switch(prefix: IpNet) -> Self {
-        Self {
-            prefix: prefix.trunc(),
-            metric: KILL_SWITCH_METRIC,
-            next_hop: NextHop::Unreachable,
-        }
+        Self { prefix: prefix.trunc(), metric: KILL_SWITCH_METRIC, next_hop: NextHop::Unreachable }
     }
 
     pub fn prefix(&self) -> IpNet {
@@ -90,16 +82,10 @@ pub(crate) mod strategy {
     use super::*;
 
     pub(crate) fn prefix() -> impl Strategy<Value = IpNet> {
-        let v4 = (0u8..4, prop::sample::select(vec![0u8, 8, 9, 10, 16, 32]))
-            .prop_map(|(n, length)| (format!("10.{}.0.0", n << 6), length));
+        let v4 = (0u8..4, prop::sample::select(vec![0u8, 8, 9, 10, 16, 32])).prop_map(|(n, length)| (format!("10.{}.0.0", n << 6), length));
         let v6 = (0u16..4, prop::sample::select(vec![0u8, 32, 33, 34, 48, 128]))
             .prop_map(|(n, length)| (format!("2001:db8:{:x}::", n << 14), length));
-        prop_oneof![v4, v6].prop_map(|(address, length)| {
-            format!("{address}/{length}")
-                .parse::<IpNet>()
-                .expect("well formed")
-                .trunc()
-        })
+        prop_oneof![v4, v6].prop_map(|(address, length)| format!("{address}/{length}").parse::<IpNet>().expect("well formed").trunc())
     }
 
     pub(crate) fn interface() -> impl Strategy<Value = String> {
@@ -111,8 +97,7 @@ pub(crate) mod strategy {
             4 => interface().prop_map(NextHop::Interface),
             1 => Just(NextHop::Unreachable),
         ];
-        (prefix(), next_hop, prop::sample::select(vec![1, 100]))
-            .prop_map(|(prefix, next_hop, metric)| Route::new(prefix, next_hop, metric))
+        (prefix(), next_hop, prop::sample::select(vec![1, 100])).prop_map(|(prefix, next_hop, metric)| Route::new(prefix, next_hop, metric))
     }
 }
 

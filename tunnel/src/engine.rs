@@ -190,6 +190,11 @@ impl Engine {
         self.events.pop_front()
     }
 
+    /// Largest inner packet from now on, in bytes.
+    pub const fn set_mtu(&mut self, mtu: u32) {
+        self.mtu = mtu as usize;
+    }
+
     /// Counts a drop that the driver saw: the kernel refused a datagram or a packet.
     pub const fn count(&mut self, reason: DropReason) {
         self.drops.count(reason);
@@ -347,10 +352,11 @@ impl Engine {
     /// Lets `act` on a peer and reports what changed by it.
     fn watch<T>(&mut self, slot: usize, act: impl FnOnce(&mut Peer) -> T) -> Option<T> {
         let peer = self.peers.get_mut(slot)?.as_mut()?;
-        let before = (peer.has_session(), peer.endpoint(), peer.handshakes.trouble().map(|trouble| std::mem::discriminant(&trouble)));
+        let before =
+            (peer.state() == PeerState::Up, peer.endpoint(), peer.handshakes.trouble().map(|trouble| std::mem::discriminant(&trouble)));
         let result = act(peer);
         let trouble = peer.handshakes.trouble();
-        let after = (peer.has_session(), peer.endpoint(), trouble.map(|trouble| std::mem::discriminant(&trouble)));
+        let after = (peer.state() == PeerState::Up, peer.endpoint(), trouble.map(|trouble| std::mem::discriminant(&trouble)));
         if before == after {
             return Some(result);
         }

@@ -53,6 +53,16 @@ impl HandshakeLog {
         self.other_key = self.other_key.saturating_add(1);
     }
 
+    /// Something authenticated came from the peer: it is there, whatever became of our initiations.
+    pub(crate) const fn heard(&mut self) {
+        self.unanswered = 0;
+        self.since = None;
+    }
+
+    pub(crate) const fn is_unanswered(&self) -> bool {
+        self.unanswered >= UNANSWERED_BEFORE_TROUBLE
+    }
+
     /// A session stands: whatever was wrong is over.
     pub(crate) fn session_confirmed(&mut self) {
         *self = Self::default();
@@ -66,7 +76,7 @@ impl HandshakeLog {
             Some(Trouble::OtherKey { initiations: self.other_key })
         } else if self.unconfirmed_answers >= UNCONFIRMED_BEFORE_TROUBLE {
             Some(Trouble::NotConfirmed { answers: self.unconfirmed_answers })
-        } else if self.unanswered >= UNANSWERED_BEFORE_TROUBLE {
+        } else if self.is_unanswered() {
             Some(Trouble::NoAnswer { initiations: self.unanswered })
         } else {
             None

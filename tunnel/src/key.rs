@@ -88,6 +88,11 @@ impl PresharedKey {
         Self(*bytes)
     }
 
+    /// The key as base64, for `skyway genpsk` alone.
+    pub fn to_base64(&self) -> Zeroizing<String> {
+        Zeroizing::new(STANDARD.encode(self.0))
+    }
+
     pub(crate) const fn bytes(&self) -> [u8; 32] {
         self.0
     }

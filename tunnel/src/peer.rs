@@ -38,6 +38,8 @@ const SESSION_LIFETIME: Duration = Duration::from_secs(180);
 /// The initiator makes a new session when the old is this old (REKEY_AFTER_TIME); `Tunn` does so only on data,
 /// we also when nothing but keepalives pass, so that a quiet tunnel never lacks a session.
 const REKEY_AFTER: Duration = Duration::from_secs(120);
+/// Heard nothing for a keepalive and this much more, we ask (`Tunn` asks only when data goes unanswered).
+const SILENCE_AFTER_KEEPALIVE: Duration = Duration::from_secs(5);
 /// After this many unanswered initiations (5 s apart) the next endpoint is tried.
 const INITIATIONS_PER_ENDPOINT: u32 = 3;
 const INITIATION: u8 = 1;
@@ -60,6 +62,7 @@ pub(crate) struct Peer {
     active: usize,
     endpoint: Option<Endpoint>,
     last_sent: Instant,
+    last_received: Instant,
     pub(crate) handshakes: HandshakeLog,
     pub(crate) last_handshake: Option<Instant>,
     pub(crate) traffic: Traffic,
@@ -103,6 +106,7 @@ impl Peer {
             active: 0,
             endpoint: None,
             last_sent: now,
+            last_received: now,
             handshakes: HandshakeLog::default(),
             last_handshake: None,
             traffic: Traffic::default(),
@@ -160,7 +164,7 @@ impl Peer {
     }
 
     pub(crate) fn state(&self) -> PeerState {
-        if self.has_session() {
+        if self.has_session() && !self.handshakes.is_unanswered() {
             PeerState::Up
         } else if self.endpoint.is_some() && self.wants_session() {
             PeerState::Connecting
@@ -203,12 +207,12 @@ impl Peer {
             TunnResult::Done => Opened::Quiet,
             TunnResult::WriteToNetwork(_) => Opened::Quiet,
             TunnResult::Err(WireGuardError::InvalidPacket) => {
-                self.authenticated(datagram.len(), from);
+                self.authenticated(datagram.len(), from, now);
                 return Err(DropReason::NotIpInside);
             }
             TunnResult::Err(error) => return Err(data_drop(&error)),
         };
-        self.authenticated(datagram.len(), from);
+        self.authenticated(datagram.len(), from, now);
         if current && (self.unconfirmed == Some(index) || !self.session) {
             // The initiator's first data confirms the session that we answered.
             self.confirm(false, now, batch);
@@ -229,7 +233,7 @@ impl Peer {
                 let length = response.len();
                 self.unconfirmed = response.get(4..8).and_then(|index| index.try_into().ok()).map(u32::from_le_bytes);
                 self.handshakes.answer_sent();
-                self.authenticated(datagram.len(), from);
+                self.authenticated(datagram.len(), from, now);
                 self.transmit(length, now, batch);
                 Ok(())
             }
@@ -251,7 +255,7 @@ impl Peer {
         match self.tunn.decapsulate(None, datagram, batch.space()) {
             TunnResult::WriteToNetwork(keepalive) => {
                 let length = keepalive.len();
-                self.authenticated(datagram.len(), from);
+                self.authenticated(datagram.len(), from, now);
                 self.transmit(length, now, batch);
                 self.confirm(true, now, batch);
                 Ok(())
@@ -289,7 +293,7 @@ impl Peer {
             self.session = self.tunn.time_since_last_handshake().is_some();
         }
         let expired = self.expire_queue(now);
-        if self.session && self.initiator && self.settings.keepalive.is_some() && self.session_age() >= REKEY_AFTER {
+        if self.session && (self.is_stale() || self.is_silent(now)) {
             self.initiate(false, now, batch);
         } else if !self.session && self.wants_session() {
             self.initiate(false, now, batch);
@@ -313,8 +317,15 @@ impl Peer {
         self.wanted || self.settings.keepalive.is_some() || !self.queue.is_empty()
     }
 
-    fn session_age(&self) -> Duration {
-        self.tunn.time_since_last_handshake().unwrap_or_default()
+    /// The session is due to be renewed, and renewing it falls to us.
+    fn is_stale(&self) -> bool {
+        self.initiator && self.settings.keepalive.is_some() && self.tunn.time_since_last_handshake().unwrap_or_default() >= REKEY_AFTER
+    }
+
+    /// A peer that keeps alive has not been heard for too long: a handshake tells whether it is still there.
+    fn is_silent(&self, now: Instant) -> bool {
+        let silence = now.saturating_duration_since(self.last_received);
+        self.settings.keepalive.is_some_and(|keepalive| silence >= keepalive + SILENCE_AFTER_KEEPALIVE)
     }
 
     /// Sends an initiation unless one is under way.
@@ -383,7 +394,9 @@ impl Peer {
         }
     }
 
-    fn authenticated(&mut self, length: usize, from: SocketAddr) {
+    fn authenticated(&mut self, length: usize, from: SocketAddr, now: Instant) {
+        self.last_received = now;
+        self.handshakes.heard();
         self.traffic.received_bytes += length as u64;
         let moved = self.endpoint.is_none_or(|endpoint| endpoint.address != from);
         if moved && (self.settings.roaming || self.endpoint.is_none()) {

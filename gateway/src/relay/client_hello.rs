@@ -42,10 +42,7 @@ impl ClientHelloReader {
     }
 
     pub fn with_limits(limits: HelloLimits) -> Self {
-        Self {
-            limits,
-            ..Self::default()
-        }
+        Self { limits, ..Self::default() }
     }
 
     /// Reads on. `received` is everything received since the start of the stream, each time; only
@@ -170,10 +167,7 @@ pub struct HelloLimits {
 
 impl Default for HelloLimits {
     fn default() -> Self {
-        Self {
-            hello_bytes: 32 * 1024,
-            records: 64,
-        }
+        Self { hello_bytes: 32 * 1024, records: 64 }
     }
 }
 
@@ -214,12 +208,7 @@ impl ClientHello {
             return Err(HelloError::MalformedHello);
         }
 
-        let mut hello = Self {
-            server_name: ServerName::Absent,
-            trailing_dot: false,
-            encrypted_client_hello: false,
-            raw_length,
-        };
+        let mut hello = Self { server_name: ServerName::Absent, trailing_dot: false, encrypted_client_hello: false, raw_length };
         // Before TLS 1.3 a hello could end here.
         if body.is_empty() {
             return Ok(hello);
@@ -334,15 +323,12 @@ impl HelloError {
     pub fn alert(&self) -> Option<u8> {
         match self {
             Self::NotTls | Self::SslV2 | Self::PlainHttp | Self::AlertFirst => None,
-            Self::ZeroLengthRecord | Self::InterruptedHello | Self::NotAClientHello => {
-                Some(alert::UNEXPECTED_MESSAGE)
-            }
+            Self::ZeroLengthRecord | Self::InterruptedHello | Self::NotAClientHello => Some(alert::UNEXPECTED_MESSAGE),
             Self::RecordTooLong => Some(alert::RECORD_OVERFLOW),
             Self::TooManyRecords | Self::MalformedHello => Some(alert::DECODE_ERROR),
-            Self::HelloTooLong
-            | Self::DuplicateServerNameExtension
-            | Self::SeveralHostNames
-            | Self::NulInName => Some(alert::ILLEGAL_PARAMETER),
+            Self::HelloTooLong | Self::DuplicateServerNameExtension | Self::SeveralHostNames | Self::NulInName => {
+                Some(alert::ILLEGAL_PARAMETER)
+            }
             Self::InvalidServerName(_) => Some(alert::UNRECOGNIZED_NAME),
         }
     }
@@ -410,10 +396,7 @@ struct Cursor<'a>(&'a [u8]);
 
 impl<'a> Cursor<'a> {
     fn take(&mut self, count: usize) -> Result<&'a [u8], HelloError> {
-        let (taken, rest) = self
-            .0
-            .split_at_checked(count)
-            .ok_or(HelloError::MalformedHello)?;
+        let (taken, rest) = self.0.split_at_checked(count).ok_or(HelloError::MalformedHello)?;
         self.0 = rest;
         Ok(taken)
     }
@@ -425,10 +408,7 @@ impl<'a> Cursor<'a> {
     }
 
     fn u16(&mut self) -> Result<u16, HelloError> {
-        let (first, rest) = self
-            .0
-            .split_first_chunk::<2>()
-            .ok_or(HelloError::MalformedHello)?;
+        let (first, rest) = self.0.split_first_chunk::<2>().ok_or(HelloError::MalformedHello)?;
         self.0 = rest;
         Ok(u16::from_be_bytes(*first))
     }
@@ -450,11 +430,7 @@ impl<'a> Cursor<'a> {
     }
 
     fn end(&self) -> Result<(), HelloError> {
-        if self.is_empty() {
-            Ok(())
-        } else {
-            Err(HelloError::MalformedHello)
-        }
+        if self.is_empty() { Ok(()) } else { Err(HelloError::MalformedHello) }
     }
 }
 
@@ -478,10 +454,7 @@ const EXTENSION_ENCRYPTED_CLIENT_HELLO: u16 = 0xfe0d;
 const NAME_TYPE_HOST_NAME: u8 = 0;
 
 /// The methods that clients open a connection with, and the preface of HTTP/2.
-const HTTP_METHODS: [&[u8]; 10] = [
-    b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS", b"TRACE", b"CONNECT",
-    b"PRI",
-];
+const HTTP_METHODS: [&[u8]; 10] = [b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS", b"TRACE", b"CONNECT", b"PRI"];
 
 #[cfg(test)]
 mod tests;

@@ -89,10 +89,7 @@ pub enum HostNameError {
 }
 
 fn is_written_address(text: &str) -> bool {
-    let unbracketed = text
-        .strip_prefix('[')
-        .and_then(|rest| rest.strip_suffix(']'))
-        .unwrap_or(text);
+    let unbracketed = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
     let (address, _zone) = unbracketed.split_once('%').unwrap_or((unbracketed, ""));
     address.parse::<IpAddr>().is_ok()
 }

@@ -61,6 +61,7 @@ pub struct Lane {
 
 enum Command {
     Change(PeerChange),
+    SetMtu(u32),
     Stop,
 }
 
@@ -94,7 +95,15 @@ impl Lane {
 
     /// Queues an edit of the peers. False if the lane has ended.
     pub fn change(&self, change: PeerChange) -> bool {
-        let mut command = Command::Change(change);
+        self.command(Command::Change(change))
+    }
+
+    /// Queues a new MTU. False if the lane has ended.
+    pub fn set_mtu(&self, mtu: u32) -> bool {
+        self.command(Command::SetMtu(mtu))
+    }
+
+    fn command(&self, mut command: Command) -> bool {
         loop {
             match self.commands.try_send(command) {
                 Ok(()) => {
@@ -169,6 +178,10 @@ impl Running {
         loop {
             match self.inbox.try_recv() {
                 Ok(Command::Change(change)) => self.engine.apply(change, now),
+                Ok(Command::SetMtu(mtu)) => {
+                    self.engine.set_mtu(mtu);
+                    self.port.set_mtu(mtu);
+                }
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return false,
                 Err(TryRecvError::Empty) => return true,
             }

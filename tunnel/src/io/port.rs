@@ -71,6 +71,14 @@ impl PacketPort {
         }
     }
 
+    /// The TUN device's own MTU is the routing crate's to set.
+    pub(super) fn set_mtu(&mut self, mtu: u32) {
+        match self {
+            Self::Tun(_) => {}
+            Self::Userspace(stack) => stack.set_mtu(mtu),
+        }
+    }
+
     pub(super) fn streams(&self) -> Option<usize> {
         match self {
             Self::Tun(_) => None,

@@ -202,6 +202,10 @@ impl Stack {
         self.interface.poll_delay(at, &self.sockets).map(Duration::from)
     }
 
+    pub(crate) fn set_mtu(&mut self, mtu: u32) {
+        self.device.mtu = mtu as usize;
+    }
+
     pub(crate) fn streams(&self) -> usize {
         self.flows.values().filter(|flow| !matches!(flow.purpose, Purpose::Listening { .. })).count()
     }

@@ -41,7 +41,7 @@ fn routes_a_hello_cut_into_two_records() {
         ("2: before the extension", hello.clone().cut_at(&[extension_at])),
         ("3: inside the extension", hello.clone().cut_at(&[extension_at + 3])),
         ("3: inside the name", hello.clone().cut_at(&[name_at + 4])),
-        ("4: after the name", hello.clone().cut_at(&[name_at + NAME.len()])),
+        ("4: after the name", Hello { cuts: vec![name_at + NAME.len()], ..hello.clone() }.followed_by_an_extension()),
         ("7: at 1,400", hello.padded_in_front(2_100).cut_at(&[1_400])),
     ] {
         let read = complete(&hello.stream());
@@ -107,10 +107,7 @@ fn rejects_a_nul_in_the_name() {
 #[test]
 fn rejects_two_server_name_extensions() {
     for second in [NAME, OTHER] {
-        let hello = Hello {
-            server_names: vec![vec![NAME.into()], vec![second.into()]],
-            ..Hello::for_name(NAME)
-        };
+        let hello = Hello { server_names: vec![vec![NAME.into()], vec![second.into()]], ..Hello::for_name(NAME) };
         assert_eq!(rejected(&hello.stream()), HelloError::DuplicateServerNameExtension);
     }
 }
@@ -119,10 +116,7 @@ fn rejects_two_server_name_extensions() {
 #[test]
 fn rejects_two_host_names() {
     for second in [NAME, OTHER] {
-        let hello = Hello {
-            server_names: vec![vec![NAME.into(), second.into()]],
-            ..Hello::for_name(NAME)
-        };
+        let hello = Hello { server_names: vec![vec![NAME.into(), second.into()]], ..Hello::for_name(NAME) };
         assert_eq!(rejected(&hello.stream()), HelloError::SeveralHostNames);
     }
 }
@@ -168,11 +162,10 @@ fn rejects_a_16_mb_hello_at_its_header() {
 fn rejects_zero_length_records() {
     let hello = Hello::for_name(NAME).cut_at(&[50]).stream();
     let (first_record, second_record) = hello.split_at(RECORD_HEADER_BYTES + 50);
-    let empty = [22, 3, 1, 0, 0];
-    for (place, stream) in [
-        ("in front", [&empty, first_record, second_record].concat()),
-        ("in between", [first_record, &empty, second_record].concat()),
-    ] {
+    let empty: &[u8] = &[22, 3, 1, 0, 0];
+    for (place, stream) in
+        [("in front", [empty, first_record, second_record].concat()), ("in between", [first_record, empty, second_record].concat())]
+    {
         assert_eq!(rejected(&stream), HelloError::ZeroLengthRecord, "{place}");
     }
 }
@@ -180,10 +173,10 @@ fn rejects_zero_length_records() {
 /// Rows 20, 21, 22: with the number of bytes that must be enough to tell.
 #[test]
 fn tells_other_protocols_by_their_first_bytes() {
-    let sslv2 = [0x80, 0x2e, 1, 3, 1, 0, 0x15, 0, 0, 0, 0x10];
+    let sslv2: &[u8] = &[0x80, 0x2e, 1, 3, 1, 0, 0x15, 0, 0, 0, 0x10];
     for (stream, reason, enough) in [
-        (&[21, 3, 1, 0, 2, 2, 40][..], "tls_alert_first", 1),
-        (&sslv2, "sslv2", 3),
+        (&[21u8, 3, 1, 0, 2, 2, 40][..], "tls_alert_first", 1),
+        (sslv2, "sslv2", 3),
         (b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n", "plain_http", 3),
         (b"POST / HTTP/1.1\r\n\r\n", "plain_http", 4),
         (b"CONNECT a.example:443 HTTP/1.1\r\n\r\n", "plain_http", 7),
@@ -260,7 +253,7 @@ fn rejects_another_record_in_the_middle_of_the_hello() {
     let hello = Hello::for_name(NAME).cut_at(&[50]).stream();
     let (first_record, second_record) = hello.split_at(RECORD_HEADER_BYTES + 50);
     for (between, error) in [
-        (&[20, 3, 3, 0, 1, 1][..], HelloError::InterruptedHello),
+        (&[20u8, 3, 3, 0, 1, 1][..], HelloError::InterruptedHello),
         (&[23, 3, 3, 0, 1, 1], HelloError::InterruptedHello),
         (&[22, 9, 3, 0, 1, 1], HelloError::InterruptedHello),
         (b"GET / HTTP/1.1\r\n", HelloError::InterruptedHello),
@@ -282,8 +275,10 @@ fn rejects_other_handshake_messages_at_their_first_byte() {
 
 #[test]
 fn rejects_a_message_that_shares_the_record_of_the_hello() {
-    for trailer in [&[0][..], &Hello::for_name(OTHER).message()] {
-        let shared = [&Hello::for_name(NAME).message(), trailer].concat();
+    let hello = Hello::for_name(NAME).message();
+    let another = Hello::for_name(OTHER).message();
+    for trailer in [&[0u8][..], &another] {
+        let shared = [hello.as_slice(), trailer].concat();
         assert_eq!(rejected(&record(0x0301, &shared)), HelloError::MalformedHello);
     }
 }
@@ -291,8 +286,8 @@ fn rejects_a_message_that_shares_the_record_of_the_hello() {
 #[test]
 fn ignores_what_follows_in_later_records() {
     let hello = Hello::for_name(NAME).stream();
-    for later in [&[20, 3, 3, 0, 1, 1][..], &[23, 3, 3, 0, 2, 9, 9], b"anything at all", &[22]] {
-        let read = complete(&[&hello, later].concat());
+    for later in [&[20u8, 3, 3, 0, 1, 1][..], &[23, 3, 3, 0, 2, 9, 9], b"anything at all", &[22]] {
+        let read = complete(&[hello.as_slice(), later].concat());
         assert_eq!(read.server_name, host(NAME), "{later:?}");
         assert_eq!(read.raw_length, hello.len(), "{later:?}");
     }
@@ -359,13 +354,9 @@ fn rejects_what_the_grammar_does_not_allow() {
 
 #[test]
 fn rejects_a_malformed_server_name_extension() {
-    let unknown_name_type = [&[0, 8, 7][..], &vector16(b"a.com")].concat();
-    for content in [&[][..], &[0], &[0, 9, 0, 0, 1, b'a'], &[0, 1, 0], &unknown_name_type] {
-        let hello = Hello {
-            server_names: vec![],
-            other_extensions: extension(EXTENSION_SERVER_NAME, content),
-            ..Hello::for_name(NAME)
-        };
+    let unknown_name_type = [&[0u8, 8, 7][..], &vector16(b"a.com")].concat();
+    for content in [&[0u8; 0][..], &[0], &[0, 9, 0, 0, 1, b'a'], &[0, 1, 0], &unknown_name_type] {
+        let hello = Hello { server_names: vec![], other_extensions: extension(EXTENSION_SERVER_NAME, content), ..Hello::for_name(NAME) };
         assert_eq!(rejected(&hello.stream()), HelloError::MalformedHello, "{content:?}");
     }
 }
@@ -446,7 +437,7 @@ fn strange_streams() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![
         noise(),
         noise().prop_map(|noise| record(0x0301, &message(CLIENT_HELLO, &noise))),
-        noise().prop_map(|noise| [&[22, 3, 1, 0, 90, 1, 0][..], &noise].concat()),
+        noise().prop_map(|noise| [&[22u8, 3, 1, 0, 90, 1, 0][..], &noise].concat()),
         changed_hello,
     ]
 }
@@ -519,6 +510,8 @@ struct Hello {
     encrypted_client_hello: bool,
     /// More extensions, encoded.
     other_extensions: Vec<u8>,
+    /// A padding extension behind all others.
+    trailing: bool,
     record_version: u16,
     /// Where in the message a new record begins.
     cuts: Vec<usize>,
@@ -535,6 +528,7 @@ impl Hello {
             signature_algorithms: true,
             encrypted_client_hello: false,
             other_extensions: vec![],
+            trailing: false,
             record_version: 0x0301,
             cuts: vec![],
         }
@@ -549,7 +543,7 @@ impl Hello {
     /// rest of the message.
     fn with_decoy(decoy: &str, real: &str) -> Self {
         let mut hello = Self::for_name(real);
-        hello.session_id = [&[7; 27][..], &[0, 6], &[7; 3]].concat();
+        hello.session_id = [&[7u8; 27][..], &[0, 6], &[7; 3]].concat();
         hello.cuts = vec![50];
 
         let decoy = server_name(&[decoy.into()]);
@@ -558,8 +552,8 @@ impl Hello {
         let swallowed = evenness + real_compression_and_extensions - RECORD_HEADER_BYTES;
         let seeming_extensions = decoy.len() + 4 + swallowed;
         hello.cipher_suites = [
-            &[0][..], // the last byte of the seeming cipher suites
-            &[1, 0],  // the seeming compression methods
+            &[0u8][..], // the last byte of the seeming cipher suites
+            &[1, 0],    // the seeming compression methods
             &length16(seeming_extensions),
             &decoy,
             &[0, 21],
@@ -568,6 +562,11 @@ impl Hello {
         ]
         .concat();
         hello
+    }
+
+    fn followed_by_an_extension(mut self) -> Self {
+        self.trailing = true;
+        self
     }
 
     fn padded_in_front(mut self, bytes: usize) -> Self {
@@ -593,7 +592,7 @@ impl Hello {
 
     fn message(&self) -> Vec<u8> {
         let body = [
-            &[3, 3][..],
+            &[3u8, 3][..],
             &[9; 32],
             &vector8(&self.session_id),
             &vector16(&self.cipher_suites),
@@ -619,6 +618,9 @@ impl Hello {
         for names in &self.server_names {
             extensions.extend(server_name(names));
         }
+        if self.trailing {
+            extensions.extend(extension(21, &[0; 16]));
+        }
         extensions
     }
 }
@@ -637,7 +639,7 @@ fn records(message: &[u8], cuts: &[usize], version: u16) -> Vec<u8> {
 }
 
 fn record(version: u16, fragment: &[u8]) -> Vec<u8> {
-    [&[22][..], &version.to_be_bytes(), &vector16(fragment)].concat()
+    [&[22u8][..], &version.to_be_bytes(), &vector16(fragment)].concat()
 }
 
 fn message(kind: u8, body: &[u8]) -> Vec<u8> {
@@ -646,7 +648,7 @@ fn message(kind: u8, body: &[u8]) -> Vec<u8> {
 }
 
 fn server_name(names: &[Vec<u8>]) -> Vec<u8> {
-    let entries = names.iter().map(|name| [&[0][..], &vector16(name)].concat());
+    let entries = names.iter().map(|name| [&[0u8][..], &vector16(name)].concat());
     let list: Vec<u8> = entries.flatten().collect();
     extension(EXTENSION_SERVER_NAME, &vector16(&list))
 }

@@ -1,0 +1,114 @@
+//! Prometheus text. Every metric of the program is in this file, with its help.
+//!
+//! Labels are names from the YAML and words from the code, never what a sensor or the network sent.
+
+use std::fmt::Write;
+use std::time::UNIX_EPOCH;
+
+use tunnel::PeerState;
+
+use crate::supervisor::Supervisor;
+
+/// Escapes itself as a label's value.
+struct Label<'a>(&'a str);
+
+struct Text(String);
+
+pub(super) fn text(supervisor: &Supervisor) -> String {
+    let mut text = Text(String::new());
+    text.metric("skyway_build_info", "gauge", "Version of the running program.");
+    text.sample("skyway_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1.0);
+    text.metric("skyway_start_time_seconds", "gauge", "When the gateway started, Unix time.");
+    text.sample(
+        "skyway_start_time_seconds",
+        &[],
+        supervisor.started_at.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64()),
+    );
+    text.metric("skyway_config_generation", "gauge", "Configurations applied since the start, the first included.");
+    text.sample("skyway_config_generation", &[], supervisor.generation as f64);
+    tunnels(&mut text, supervisor);
+    relay(&mut text, supervisor);
+    text.0
+}
+
+fn tunnels(text: &mut Text, supervisor: &Supervisor) {
+    let snapshots: Vec<_> = supervisor.tunnels().iter().map(|tunnel| (tunnel.name.as_str(), tunnel.snapshots.borrow().clone())).collect();
+    let per_peer: [(&str, &str, &str, fn(&tunnel::PeerSnapshot) -> Option<f64>); 6] = [
+        ("skyway_peer_up", "gauge", "1 if the peer has a session and answers.", |peer| {
+            Some(f64::from(u8::from(peer.state == PeerState::Up)))
+        }),
+        ("skyway_peer_last_handshake_seconds", "gauge", "Unix time of the last handshake.", |peer| {
+            peer.last_handshake.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map(|since| since.as_secs_f64())
+        }),
+        ("skyway_peer_receive_bytes_total", "counter", "Authenticated datagrams, bytes of UDP payload.", |peer| {
+            Some(peer.received_bytes as f64)
+        }),
+        ("skyway_peer_transmit_bytes_total", "counter", "Datagrams sent, bytes of UDP payload.", |peer| Some(peer.sent_bytes as f64)),
+        ("skyway_peer_receive_packets_total", "counter", "Inner packets received.", |peer| Some(peer.received_packets as f64)),
+        ("skyway_peer_transmit_packets_total", "counter", "Inner packets sent.", |peer| Some(peer.sent_packets as f64)),
+    ];
+    for (name, kind, help, value) in per_peer {
+        text.metric(name, kind, help);
+        for (tunnel, snapshot) in &snapshots {
+            for peer in &snapshot.peers {
+                if let Some(value) = value(peer) {
+                    text.sample(name, &[("tunnel", tunnel), ("peer", &peer.name)], value);
+                }
+            }
+        }
+    }
+    text.metric("skyway_tunnel_dropped_packets_total", "counter", "Packets and datagrams dropped, by reason.");
+    for (tunnel, snapshot) in &snapshots {
+        for (reason, count) in snapshot.drops.iter() {
+            text.sample("skyway_tunnel_dropped_packets_total", &[("tunnel", tunnel), ("reason", reason.label())], count as f64);
+        }
+    }
+}
+
+fn relay(text: &mut Text, supervisor: &Supervisor) {
+    let Some(relay) = supervisor.relay().map(crate::relay::Relay::snapshot) else { return };
+    text.metric("skyway_relay_sessions", "gauge", "Sessions that stand.");
+    text.sample("skyway_relay_sessions", &[], relay.open as f64);
+    text.metric("skyway_relay_relayed_total", "counter", "Sessions that reached their upstream.");
+    text.sample("skyway_relay_relayed_total", &[], relay.relayed as f64);
+    text.metric("skyway_relay_ended_total", "counter", "Sessions that ended, by reason.");
+    for (reason, count) in &relay.ended {
+        text.sample("skyway_relay_ended_total", &[("reason", reason)], *count as f64);
+    }
+    text.metric("skyway_sensor_bytes_total", "counter", "Bytes relayed in ended sessions, by sensor and direction.");
+    for (name, sensor) in &relay.sensors {
+        text.sample("skyway_sensor_bytes_total", &[("sensor", name), ("direction", "up")], sensor.bytes_up as f64);
+        text.sample("skyway_sensor_bytes_total", &[("sensor", name), ("direction", "down")], sensor.bytes_down as f64);
+    }
+    text.metric("skyway_sensor_sessions", "gauge", "Sessions that stand, by sensor.");
+    for (name, sensor) in &relay.sensors {
+        text.sample("skyway_sensor_sessions", &[("sensor", name)], sensor.open as f64);
+    }
+}
+
+impl Text {
+    fn metric(&mut self, name: &str, kind: &str, help: &str) {
+        // Writing to a string cannot fail.
+        let _written = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: f64) {
+        let labels: Vec<String> = labels.iter().map(|(key, value)| format!("{key}=\"{}\"", Label(value))).collect();
+        let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
+        let _written = writeln!(self.0, "{name}{labels} {value}");
+    }
+}
+
+impl std::fmt::Display for Label<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for c in self.0.chars() {
+            match c {
+                '\\' => f.write_str("\\\\")?,
+                '"' => f.write_str("\\\"")?,
+                '\n' => f.write_str("\\n")?,
+                c => f.write_char(c)?,
+            }
+        }
+        Ok(())
+    }
+}

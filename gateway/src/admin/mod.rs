@@ -1,0 +1,171 @@
+//! What others may ask the running gateway: HTTP/JSON on a unix socket for its operator, metrics and health on
+//! listeners of their own.
+//!
+//! The socket's mode (0600) is its access control. Nothing here returns a key or a password.
+
+pub mod client;
+mod health;
+mod metrics;
+mod show;
+mod status;
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use axum::Json;
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use serde::{Deserialize, Serialize};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+
+use crate::config::GatewaySettings;
+use crate::supervisor::{ReloadError, Shared};
+
+pub use status::{Status, Verdict};
+
+/// The sockets of the admin interface, bound and not yet served.
+pub struct Admin {
+    socket: UnixListener,
+    file: SocketFile,
+    metrics: Option<TcpListener>,
+    health: Option<TcpListener>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    #[error("another skyway runs already: it answers at {}", path.display())]
+    Running { path: PathBuf },
+    #[error("the admin socket {} cannot be made: {source}; `gateway.admin` names another place", path.display())]
+    Socket { path: PathBuf, source: io::Error },
+    #[error("{what}: {address} is taken by another program: `gateway.{what}` names another address, or off")]
+    Taken { what: &'static str, address: SocketAddr },
+    #[error("{what}: {address} cannot be bound: {source}")]
+    Bind { what: &'static str, address: SocketAddr, source: io::Error },
+}
+
+/// What a reload answers.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ReloadAnswer {
+    pub ok: bool,
+    pub generation: u64,
+    pub changes: Vec<String>,
+    /// Why not, if not; with every diagnostic, where the file is at fault.
+    pub error: Option<String>,
+}
+
+impl Admin {
+    /// Binds everything. A socket that nobody answers at is left over from a crash and taken over.
+    pub async fn bind(settings: &GatewaySettings) -> Result<Self, AdminError> {
+        let socket = bind_socket(&settings.admin).await?;
+        // From here on the socket file is ours and goes with us.
+        let file = SocketFile(settings.admin.clone());
+        let metrics = bind_tcp("metrics", settings.metrics).await?;
+        let health = bind_tcp("health", settings.health).await?;
+        Ok(Self { socket, file, metrics, health })
+    }
+
+    /// Serves until the process ends; the guard removes the socket file.
+    pub fn serve(mut self, supervisor: Shared) -> SocketFile {
+        let api = Router::new()
+            .route("/v1/status", get(answer_status))
+            .route("/v1/show", get(answer_show))
+            .route("/v1/reload", post(answer_reload))
+            .route("/metrics", get(answer_metrics))
+            .with_state(supervisor.clone());
+        tokio::spawn(async move {
+            if let Err(error) = axum::serve(self.socket, api).await {
+                tracing::error!(%error, "admin socket stopped");
+            }
+        });
+        if let Some(listener) = self.metrics.take() {
+            let router = Router::new().route("/metrics", get(answer_metrics)).with_state(supervisor.clone());
+            tokio::spawn(async move { axum::serve(listener, router).await });
+        }
+        if let Some(listener) = self.health.take() {
+            tokio::spawn(async move { axum::serve(listener, health::router(supervisor)).await });
+        }
+        self.file
+    }
+}
+
+/// Removes the socket file when the gateway ends in order.
+pub struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let _gone = std::fs::remove_file(&self.0);
+    }
+}
+
+async fn bind_socket(path: &Path) -> Result<UnixListener, AdminError> {
+    let failed = |source| AdminError::Socket { path: path.to_owned(), source };
+    if let Some(folder) = path.parent()
+        && !folder.exists()
+    {
+        std::fs::create_dir_all(folder).map_err(failed)?;
+        std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).map_err(failed)?;
+    }
+    if path.exists() {
+        if UnixStream::connect(path).await.is_ok() {
+            return Err(AdminError::Running { path: path.to_owned() });
+        }
+        std::fs::remove_file(path).map_err(failed)?;
+    }
+    // Bound under another name first, so that nobody can connect before the mode is right.
+    let fresh = path.with_extension("new");
+    let _stale = std::fs::remove_file(&fresh);
+    let listener = UnixListener::bind(&fresh).map_err(failed)?;
+    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    std::fs::rename(&fresh, path).map_err(failed)?;
+    Ok(listener)
+}
+
+async fn bind_tcp(what: &'static str, address: Option<SocketAddr>) -> Result<Option<TcpListener>, AdminError> {
+    let Some(address) = address else { return Ok(None) };
+    match TcpListener::bind(address).await {
+        Ok(listener) => Ok(Some(listener)),
+        Err(source) if source.kind() == io::ErrorKind::AddrInUse => Err(AdminError::Taken { what, address }),
+        Err(source) => Err(AdminError::Bind { what, address, source }),
+    }
+}
+
+async fn answer_status(State(supervisor): State<Shared>) -> Json<Status> {
+    Json(status::of(&*supervisor.lock().await))
+}
+
+async fn answer_show(State(supervisor): State<Shared>) -> String {
+    show::text(supervisor.lock().await.tunnels())
+}
+
+async fn answer_metrics(State(supervisor): State<Shared>) -> Response {
+    let text = metrics::text(&*supervisor.lock().await);
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+}
+
+async fn answer_reload(State(supervisor): State<Shared>) -> (StatusCode, Json<ReloadAnswer>) {
+    let mut supervisor = supervisor.lock().await;
+    match supervisor.reload().await {
+        Ok(reloaded) => {
+            (StatusCode::OK, Json(ReloadAnswer { ok: true, generation: reloaded.generation, changes: reloaded.changes, error: None }))
+        }
+        Err(error) => {
+            let text = explain(&error, &supervisor.file().display().to_string());
+            tracing::error!(error = %error, "reload refused");
+            let answer = ReloadAnswer { ok: false, generation: supervisor.generation, changes: Vec::new(), error: Some(text) };
+            (StatusCode::CONFLICT, Json(answer))
+        }
+    }
+}
+
+/// The error with everything that helps to mend it.
+pub fn explain(error: &ReloadError, file: &str) -> String {
+    match error {
+        ReloadError::Invalid { diagnostics, text } => format!("{}\nnothing was changed", diagnostics.render(file, text, false).trim_end()),
+        ReloadError::Read(_) | ReloadError::NeedsRestart(_) | ReloadError::Prepare(_) => error.to_string(),
+    }
+}

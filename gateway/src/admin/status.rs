@@ -1,0 +1,335 @@
+//! How the gateway is, the verdict first. The JSON form is what `skyway status --json` prints.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use tunnel::{Mode, PeerSnapshot, PeerState};
+
+use crate::relay::RelaySnapshot;
+use crate::supervisor::{RunningTunnel, Supervisor};
+
+/// The whole answer. Fields are added, never renamed, within `version` 1 of the API.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    pub gateway: String,
+    pub site: Option<String>,
+    pub version: String,
+    pub verdict: Verdict,
+    /// In words, the worst first.
+    pub problems: Vec<String>,
+    pub uptime_seconds: u64,
+    pub generation: u64,
+    pub tunnels: Vec<TunnelStatus>,
+    pub routes: Vec<RouteStatus>,
+    pub relay: Option<RelayStatus>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    Up,
+    Degraded,
+    Down,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TunnelStatus {
+    pub name: String,
+    pub mode: String,
+    pub public_key: String,
+    pub listen_port: u16,
+    pub mtu: u32,
+    pub peers: Vec<PeerStatus>,
+    /// Dropped packets and datagrams by reason; those at zero are left out.
+    pub drops: BTreeMap<String, u64>,
+    pub streams: Option<usize>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PeerStatus {
+    pub name: String,
+    pub public_key: String,
+    pub state: String,
+    pub endpoint: Option<String>,
+    pub roamed: bool,
+    pub last_handshake_unix: Option<u64>,
+    pub received_bytes: u64,
+    pub sent_bytes: u64,
+    pub received_packets: u64,
+    pub sent_packets: u64,
+    pub queued_packets: usize,
+    pub trouble: Option<String>,
+    pub trouble_text: Option<String>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RouteStatus {
+    pub prefix: String,
+    pub next_hop: String,
+    pub metric: u32,
+    /// `live`, or `waiting` for its interface.
+    pub state: String,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RelayStatus {
+    pub open: u64,
+    pub relayed: u64,
+    pub refused: u64,
+    pub ended: BTreeMap<String, u64>,
+    pub sensors: BTreeMap<String, SensorStatus>,
+    pub draining: bool,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SensorStatus {
+    pub open: u64,
+    pub relayed: u64,
+    pub refused: u64,
+    pub bytes_up: u64,
+    pub bytes_down: u64,
+    pub last_failure: Option<String>,
+}
+
+pub(super) fn of(supervisor: &Supervisor) -> Status {
+    let settings = supervisor.settings();
+    let tunnels: Vec<TunnelStatus> = supervisor.tunnels().iter().map(tunnel).collect();
+    let relay = supervisor.relay().map(|running| relay(&running.snapshot()));
+    let (verdict, problems) = judge(supervisor, relay.as_ref());
+    let routes = settings.routes.fixed.iter().map(|route| {
+        let waits = supervisor.waiting.iter().any(|waiting| waiting.prefix() == route.prefix && waiting.metric() == route.metric);
+        RouteStatus {
+            prefix: route.prefix.to_string(),
+            next_hop: format!("tunnel {}", route.tunnel),
+            metric: route.metric,
+            state: if waits { "waiting" } else { "live" }.into(),
+        }
+    });
+    Status {
+        gateway: settings.gateway.name.clone(),
+        site: settings.gateway.site.clone(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        verdict,
+        problems,
+        uptime_seconds: supervisor.started.elapsed().as_secs(),
+        generation: supervisor.generation,
+        tunnels,
+        routes: routes.collect(),
+        relay,
+    }
+}
+
+/// Up if every peer is; down if there are peers and none is.
+fn judge(supervisor: &Supervisor, relay: Option<&RelayStatus>) -> (Verdict, Vec<String>) {
+    let (mut peers, mut up, mut problems) = (0, 0, Vec::new());
+    for tunnel in supervisor.tunnels() {
+        let snapshot = tunnel.snapshots.borrow();
+        for peer in &snapshot.peers {
+            peers += 1;
+            if peer.state == PeerState::Up {
+                up += 1;
+            } else {
+                problems.push(format!("tunnel {}, peer {}: {}", tunnel.name, peer.name, why(peer)));
+            }
+        }
+        if let Some((key, from)) = snapshot.last_unknown
+            && snapshot.peers.iter().any(|peer| peer.state != PeerState::Up)
+        {
+            let count = snapshot.unknown_initiations;
+            problems.push(format!(
+                "tunnel {}: {count} handshakes came from keys that are not configured, the last {key} from {from}",
+                tunnel.name
+            ));
+        }
+    }
+    if relay.is_some_and(|relay| relay.draining) {
+        problems.push("the relay drains: no new sessions are taken".into());
+    }
+    let failing = relay.iter().flat_map(|relay| &relay.sensors).filter_map(|(name, sensor)| Some((name, sensor.last_failure.as_ref()?)));
+    problems.extend(failing.map(|(name, failure)| format!("sensor {name}: the last session failed: {failure}")));
+    problems.extend(supervisor.waiting.iter().map(|route| format!("route {}: waits for {}", route.prefix(), route.next_hop())));
+    let verdict = if peers > 0 && up == 0 {
+        Verdict::Down
+    } else if problems.is_empty() {
+        Verdict::Up
+    } else {
+        Verdict::Degraded
+    };
+    (verdict, problems)
+}
+
+fn why(peer: &PeerSnapshot) -> String {
+    match (peer.trouble, peer.state, peer.endpoint) {
+        (Some(trouble), _, Some(endpoint)) => format!("{trouble} (endpoint {endpoint})"),
+        (Some(trouble), _, None) => trouble.to_string(),
+        (None, PeerState::Connecting, _) => "handshake under way".into(),
+        (None, PeerState::Idle, None) => "has not come yet, and no endpoint of it is known or resolved".into(),
+        (None, _, _) => "no session, and nothing asks for one".into(),
+    }
+}
+
+fn tunnel(running: &RunningTunnel) -> TunnelStatus {
+    let snapshot = running.snapshots.borrow();
+    TunnelStatus {
+        name: running.name.clone(),
+        mode: if running.mode == Mode::Tun { "tun" } else { "userspace" }.into(),
+        public_key: snapshot.public_key.to_string(),
+        listen_port: snapshot.listen_port,
+        mtu: snapshot.mtu,
+        peers: snapshot.peers.iter().map(peer).collect(),
+        drops: snapshot.drops.iter().filter(|(_, count)| *count > 0).map(|(reason, count)| (reason.label().to_owned(), count)).collect(),
+        streams: snapshot.streams,
+    }
+}
+
+fn peer(peer: &PeerSnapshot) -> PeerStatus {
+    PeerStatus {
+        name: peer.name.clone(),
+        public_key: peer.public_key.to_string(),
+        state: peer.state.label().into(),
+        endpoint: peer.endpoint.map(|endpoint| endpoint.to_string()),
+        roamed: peer.roamed,
+        last_handshake_unix: peer.last_handshake.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map(|since| since.as_secs()),
+        received_bytes: peer.received_bytes,
+        sent_bytes: peer.sent_bytes,
+        received_packets: peer.received_packets,
+        sent_packets: peer.sent_packets,
+        queued_packets: peer.queued_packets,
+        trouble: peer.trouble.map(|trouble| trouble.label().into()),
+        trouble_text: peer.trouble.map(|trouble| trouble.to_string()),
+    }
+}
+
+fn relay(snapshot: &RelaySnapshot) -> RelayStatus {
+    RelayStatus {
+        open: snapshot.open,
+        relayed: snapshot.relayed,
+        refused: snapshot.refused,
+        ended: snapshot.ended.iter().map(|(reason, count)| ((*reason).to_owned(), *count)).collect(),
+        sensors: snapshot
+            .sensors
+            .iter()
+            .map(|(name, sensor)| {
+                let sensor = SensorStatus {
+                    open: sensor.open,
+                    relayed: sensor.relayed,
+                    refused: sensor.refused,
+                    bytes_up: sensor.bytes_up,
+                    bytes_down: sensor.bytes_down,
+                    last_failure: sensor.last_failure.clone(),
+                };
+                (name.to_string(), sensor)
+            })
+            .collect(),
+        draining: snapshot.draining,
+    }
+}
+
+impl Verdict {
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Up => "UP",
+            Self::Degraded => "DEGRADED",
+            Self::Down => "DOWN",
+        }
+    }
+}
+
+/// One screen for people, the verdict and its reasons first.
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let site = self.site.as_deref().map(|site| format!(" at {site}")).unwrap_or_default();
+        writeln!(
+            f,
+            "{}{site}  {}  up {}  generation {}  v{}",
+            self.gateway,
+            self.verdict.word(),
+            span(self.uptime_seconds),
+            self.generation,
+            self.version
+        )?;
+        for problem in &self.problems {
+            writeln!(f, "  ! {problem}")?;
+        }
+        for tunnel in &self.tunnels {
+            writeln!(f, "TUNNEL {}  {} mode, UDP {}, MTU {}", tunnel.name, tunnel.mode, tunnel.listen_port, tunnel.mtu)?;
+            for peer in &tunnel.peers {
+                let endpoint = peer.endpoint.as_deref().unwrap_or("(none)");
+                let roamed = if peer.roamed { " (roamed)" } else { "" };
+                writeln!(
+                    f,
+                    "  peer {:<16} {:<10} endpoint {endpoint}{roamed}  handshake {}  received {}  sent {}",
+                    peer.name,
+                    peer.state,
+                    ago(peer.last_handshake_unix),
+                    bytes(peer.received_bytes),
+                    bytes(peer.sent_bytes)
+                )?;
+            }
+            if !tunnel.drops.is_empty() {
+                let drops: Vec<String> = tunnel.drops.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
+                writeln!(f, "  dropped: {}", drops.join(", "))?;
+            }
+        }
+        for route in &self.routes {
+            writeln!(f, "ROUTE {} via {} metric {}  {}", route.prefix, route.next_hop, route.metric, route.state)?;
+        }
+        if let Some(relay) = &self.relay {
+            writeln!(f, "RELAY {} sessions open, {} relayed, {} refused", relay.open, relay.relayed, relay.refused)?;
+            for (name, sensor) in &relay.sensors {
+                writeln!(
+                    f,
+                    "  sensor {name:<14} {} open, {} relayed, {} refused, {} up, {} down",
+                    sensor.open,
+                    sensor.relayed,
+                    sensor.refused,
+                    bytes(sensor.bytes_up),
+                    bytes(sensor.bytes_down)
+                )?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `12d 4h`, `3m 20s`: the two largest units.
+fn span(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m {}s", seconds / 60, seconds % 60),
+        3600..86_400 => format!("{}h {}m", seconds / 3600, seconds % 3600 / 60),
+        _ => format!("{}d {}h", seconds / 86_400, seconds % 86_400 / 3600),
+    }
+}
+
+fn ago(unix: Option<u64>) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    unix.map_or_else(|| "never".into(), |at| format!("{} ago", span(now.saturating_sub(at))))
+}
+
+pub(super) fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    if count < 1024 {
+        return format!("{count} B");
+    }
+    let mut value = count as f64 / 1024.0;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.2} {}", UNITS.get(unit).copied().unwrap_or("PiB"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_and_sizes_read_well() {
+        assert_eq!((span(5), span(200), span(4000), span(100_000)), ("5s".into(), "3m 20s".into(), "1h 6m".into(), "1d 3h".into()));
+        assert_eq!((bytes(1023), bytes(1024), bytes(1_572_864)), ("1023 B".into(), "1.00 KiB".into(), "1.50 MiB".into()));
+    }
+}

@@ -1,0 +1,53 @@
+//! `skyway status`, `show` and `reload`: questions to the running gateway.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use hyper::{Method, StatusCode};
+
+use super::{AskArgs, INVALID, StatusArgs, complain, say, small_runtime};
+use crate::admin::{ReloadAnswer, Status, Verdict, client};
+use crate::config;
+
+pub(super) fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
+    let (_, body) = ask(&args.ask, Method::GET, "/v1/status")?;
+    let status: Status = serde_json::from_slice(&body)?;
+    if args.json {
+        say(&serde_json::to_string_pretty(&status)?);
+    } else {
+        say(&status.to_string());
+    }
+    Ok(if status.verdict == Verdict::Up { ExitCode::SUCCESS } else { ExitCode::from(INVALID) })
+}
+
+pub(super) fn show(args: &AskArgs) -> anyhow::Result<ExitCode> {
+    let (_, body) = ask(args, Method::GET, "/v1/show")?;
+    say(&String::from_utf8_lossy(&body));
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn reload(args: &AskArgs) -> anyhow::Result<ExitCode> {
+    let (code, body) = ask(args, Method::POST, "/v1/reload")?;
+    let answer: ReloadAnswer = serde_json::from_slice(&body)?;
+    if code != StatusCode::OK {
+        complain(answer.error.as_deref().unwrap_or("the reload was refused"));
+        return Ok(ExitCode::from(INVALID));
+    }
+    if answer.changes.is_empty() {
+        say(&format!("nothing has changed; generation {}", answer.generation));
+    } else {
+        for change in &answer.changes {
+            say(change);
+        }
+        say(&format!("reloaded; generation {}", answer.generation));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn ask(args: &AskArgs, method: Method, resource: &str) -> anyhow::Result<(StatusCode, Vec<u8>)> {
+    let socket: PathBuf = match &args.socket {
+        Some(socket) => socket.clone(),
+        None => config::admin_socket(&args.config.config)?,
+    };
+    Ok(small_runtime()?.block_on(client::ask(&socket, method, resource))?)
+}

@@ -1,0 +1,161 @@
+//! The command line: what can be asked, and which exit code answers.
+//!
+//! 0 is good; 1 is degraded, down or invalid; 2 is wrong usage, or that the question could not be answered.
+
+mod ask;
+mod check;
+mod keys;
+mod release;
+mod run;
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::demo::DemoArgs;
+use crate::telemetry::LogFormat;
+
+const AFTER_HELP: &str = "\
+A first look, without root and without configuration:   skyway demo
+Two gateways by hand:                                   see README.md, \"First deployment\"
+
+Exit codes: 0 good; 1 degraded, down or invalid; 2 wrong usage, or it cannot be told.";
+
+/// Joins OT sites with an Azure VNET by a WireGuard tunnel, and relays Defender sensors' TLS sessions through it.
+#[derive(Debug, Parser)]
+#[command(name = "skyway", version, after_help = AFTER_HELP, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the gateway in the foreground until SIGTERM or Ctrl-C
+    ///
+    /// Checks the file, prepares everything that can fail, then brings tunnels, routes and relay up and logs "ready".
+    /// SIGHUP reloads the file. SIGTERM stops taking sessions, lets those that stand run on for relay.limits.drain, and
+    /// ends. Routes into tunnels stay closed afterwards (the kill switch) until `skyway release`.
+    Run(RunArgs),
+    /// Check a configuration file and report every mistake at once
+    ///
+    /// Reads the secrets that it refers to, but changes nothing and opens no port. Exit code 1 if there is an error.
+    Check(CheckArgs),
+    /// Make the running gateway read its file again
+    ///
+    /// Peers, MTUs, routes, catalogue, sensors, paths and limits change in place; what did not change is not touched. A bad
+    /// file, or a change that takes a restart, changes nothing.
+    Reload(AskArgs),
+    /// Remove what the kill switch left in the kernel: routes, rules and the inward filter
+    ///
+    /// For a gateway that will not come back. Until this is run, prefixes meant for its tunnels stay unreachable on this
+    /// host rather than leave in clear.
+    Release(ConfigArgs),
+    /// Say how the gateway is: first what is wrong and why
+    ///
+    /// Exit code 0 if everything is up, 1 if not, 2 if no gateway answers.
+    Status(StatusArgs),
+    /// Print what `wg show` prints, for these tunnels
+    Show(AskArgs),
+    /// Print a new WireGuard private key
+    ///
+    /// Keep it where nobody else reads it:   (umask 077 && skyway genkey > azure.key)
+    Genkey,
+    /// Read a private key from standard input and print its public key
+    ///
+    /// skyway pubkey < azure.key
+    Pubkey,
+    /// Print a new preshared key, for both sides of one peering
+    Genpsk,
+    /// Show the whole thing on this machine, with no root and no configuration
+    ///
+    /// Two gateways as two processes, joined by a real tunnel over loopback; a TLS server that stands for Defender; and
+    /// sensors that reach it by CONNECT and by SNI. Prints a line that sends your own curl through it.
+    Demo(DemoArgs),
+}
+
+#[derive(Debug, Args)]
+struct ConfigArgs {
+    /// The configuration file
+    #[arg(short, long, value_name = "FILE", default_value = "/etc/skyway/skyway.yaml")]
+    config: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Log filter, for example debug or info,tunnel=trace
+    #[arg(long, value_name = "FILTER", env = "SKYWAY_LOG")]
+    log: Option<String>,
+    /// Log for people or for machines
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t, env = "SKYWAY_LOG_FORMAT")]
+    log_format: LogFormat,
+}
+
+#[derive(Debug, Args)]
+struct CheckArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Print diagnostics as JSON on standard output
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct AskArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// The admin socket, if not the one that the file names
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct StatusArgs {
+    #[command(flatten)]
+    ask: AskArgs,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Parses the arguments and does what they say.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Run(args) => run::run(&args),
+        Command::Check(args) => check::run(&args),
+        Command::Reload(args) => ask::reload(&args),
+        Command::Release(args) => release::run(&args),
+        Command::Status(args) => ask::status(&args),
+        Command::Show(args) => ask::show(&args),
+        Command::Genkey => keys::genkey(),
+        Command::Pubkey => keys::pubkey(),
+        Command::Genpsk => keys::genpsk(),
+        Command::Demo(args) => crate::demo::run(&args),
+    };
+    result.unwrap_or_else(|error| {
+        complain(&format!("error: {error:#}"));
+        ExitCode::from(CANNOT_TELL)
+    })
+}
+
+const INVALID: u8 = 1;
+const CANNOT_TELL: u8 = 2;
+
+/// Prints to standard output. A reader that went away (`skyway status | head`) is no error.
+pub(crate) fn say(text: &str) {
+    let _closed = writeln!(io::stdout(), "{}", text.trim_end_matches('\n'));
+}
+
+pub(crate) fn complain(text: &str) {
+    let _closed = writeln!(io::stderr(), "{}", text.trim_end_matches('\n'));
+}
+
+/// A runtime with one thread, for commands that ask something once.
+fn small_runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
+}

@@ -1,0 +1,115 @@
+//! `skyway run`: the gateway's life from its file to its last signal.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Mutex;
+use tracing::{error, info, warn};
+
+use super::check::load;
+use super::{INVALID, RunArgs, complain};
+use crate::admin::{Admin, explain};
+use crate::config::Settings;
+use crate::supervisor::{Shared, Supervisor};
+use crate::telemetry;
+
+pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
+    let loaded = load(&args.config.config)?;
+    let file = args.config.config.display().to_string();
+    let shown = loaded.diagnostics.render(&file, &loaded.source, std::io::IsTerminal::is_terminal(&std::io::stderr()));
+    if !shown.is_empty() {
+        complain(&shown);
+    }
+    let Some(settings) = loaded.settings else {
+        complain("nothing was started");
+        return Ok(ExitCode::from(INVALID));
+    };
+    telemetry::start(args.log.as_deref(), args.log_format).map_err(anyhow::Error::msg)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("the runtime cannot be started")?;
+    let code = runtime.block_on(live(args, settings));
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    code
+}
+
+async fn live(args: &RunArgs, settings: Settings) -> anyhow::Result<ExitCode> {
+    let mut signals = Signals::new().context("signals cannot be caught")?;
+    let admin = match Admin::bind(&settings.gateway).await {
+        Ok(admin) => admin,
+        Err(error) => return Ok(refuse(&error)),
+    };
+    let name = settings.gateway.name.clone();
+    let supervisor = match Supervisor::start(args.config.config.clone(), settings).await {
+        Ok(supervisor) => supervisor,
+        Err(error) => return Ok(refuse(&error)),
+    };
+    let lane_ended = supervisor.lane_ended();
+    let supervisor: Shared = Arc::new(Mutex::new(supervisor));
+    let socket = admin.serve(Arc::clone(&supervisor));
+    info!(gateway = name, version = env!("CARGO_PKG_VERSION"), "ready");
+    let file = args.config.config.display().to_string();
+    let code = tokio::select! {
+        () = signals.until_stopped(&supervisor, &file) => ExitCode::SUCCESS,
+        tunnel = lane_ended => {
+            error!(tunnel, "a lane has ended; the gateway stops");
+            ExitCode::from(INVALID)
+        }
+    };
+    drop(socket);
+    info!("stopping: no new sessions; a second signal stops at once");
+    tokio::select! {
+        () = stop(supervisor) => info!("stopped"),
+        () = signals.any_stop() => warn!("stopped at once; sessions were cut"),
+    }
+    Ok(code)
+}
+
+async fn stop(supervisor: Shared) {
+    // The admin task may hold the supervisor for an answer; the lock waits for that.
+    let mut guard = supervisor.lock().await;
+    guard.stop().await;
+}
+
+fn refuse(error: &dyn std::error::Error) -> ExitCode {
+    complain(&format!("error: {error}\nnothing was started"));
+    ExitCode::from(INVALID)
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Reloads at every SIGHUP; returns at SIGTERM or SIGINT.
+    async fn until_stopped(&mut self, supervisor: &Shared, file: &str) {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+                _ = self.hangup.recv() => {
+                    if let Err(error) = supervisor.lock().await.reload().await {
+                        error!("reload refused: {}", explain(&error, file));
+                    }
+                }
+            }
+        }
+    }
+
+    async fn any_stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! What a reload does: the difference between the running and the desired settings, as an ordered list.
+//!
+//! Pure: nothing here touches a tunnel, a route or a listener. Additions come before removals, so that at no moment
+//! is there less than both configurations have in common. What is not named by a change is not touched.
+//!
+//! A running gateway takes peers, MTUs, routes, the catalogue, sensors, paths and limits. What is tied to a socket, a device
+//! or the process itself (a tunnel's key, port, addresses or mode; listeners; the admin interface) needs a
+//! restart: such a difference is refused as a whole, and named.
+
+use std::fmt;
+
+use tunnel::{PeerSettings, PublicKey, TunnelSettings};
+
+use crate::config::{RelaySettings, RouteSettings, Settings, UnderlaySettings};
+use std::collections::BTreeMap;
+
+/// One step of a reload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    SetUnderlays(BTreeMap<String, UnderlaySettings>),
+    AddPeer {
+        tunnel: String,
+        peer: PeerSettings,
+    },
+    EditPeer {
+        tunnel: String,
+        peer: PeerSettings,
+    },
+    /// Largest inner packet of a tunnel, in bytes.
+    SetMtu {
+        tunnel: String,
+        mtu: u32,
+    },
+    SetRoutes(RouteSettings),
+    /// Catalogue, sensors, paths, limits, name servers: swapped at once.
+    SetPolicy(Box<RelaySettings>),
+    RemovePeer {
+        tunnel: String,
+        name: String,
+        key: PublicKey,
+    },
+    /// The order in which `status` shows the peers; changes nothing else.
+    OrderPeers {
+        tunnel: String,
+        keys: Vec<PublicKey>,
+    },
+}
+
+/// Changes in the order in which they are carried out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    pub changes: Vec<Change>,
+}
+
+/// A difference that a running gateway cannot take.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what} changed: that takes a restart; nothing was changed")]
+pub struct NeedsRestart {
+    pub what: String,
+}
+
+impl Plan {
+    pub fn between(running: &Settings, desired: &Settings) -> Result<Self, NeedsRestart> {
+        needs_restart(running, desired)?;
+        let (mut additions, mut removals, mut orders) = (Vec::new(), Vec::new(), Vec::new());
+        if running.underlays != desired.underlays {
+            additions.push(Change::SetUnderlays(desired.underlays.clone()));
+        }
+        for wanted in &desired.tunnels {
+            let Some(present) = running.tunnel(&wanted.name) else { continue };
+            if present.mtu != wanted.mtu {
+                additions.push(Change::SetMtu { tunnel: wanted.name.clone(), mtu: wanted.mtu });
+            }
+            peers(present, wanted, &mut additions, &mut removals, &mut orders);
+        }
+        if running.routes != desired.routes {
+            additions.push(Change::SetRoutes(desired.routes.clone()));
+        }
+        if running.relay != desired.relay
+            && let Some(relay) = &desired.relay
+        {
+            additions.push(Change::SetPolicy(Box::new(relay.clone())));
+        }
+        additions.append(&mut removals);
+        additions.append(&mut orders);
+        Ok(Self { changes: additions })
+    }
+
+    pub const fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
+
+    /// The settings after the changes.
+    pub fn apply_to(&self, settings: &mut Settings) {
+        for change in &self.changes {
+            change.apply_to(settings);
+        }
+    }
+}
+
+impl Change {
+    fn apply_to(&self, settings: &mut Settings) {
+        match self {
+            Self::SetUnderlays(underlays) => settings.underlays.clone_from(underlays),
+            Self::AddPeer { tunnel, peer } => on_tunnel(settings, tunnel, |tunnel| tunnel.peers.push(peer.clone())),
+            Self::EditPeer { tunnel, peer } => on_tunnel(settings, tunnel, |tunnel| {
+                if let Some(present) = tunnel.peers.iter_mut().find(|present| present.public_key == peer.public_key) {
+                    present.clone_from(peer);
+                }
+            }),
+            Self::RemovePeer { tunnel, key, .. } => {
+                on_tunnel(settings, tunnel, |tunnel| tunnel.peers.retain(|peer| peer.public_key != *key))
+            }
+            Self::OrderPeers { tunnel, keys } => on_tunnel(settings, tunnel, |tunnel| {
+                tunnel.peers.sort_by_key(|peer| keys.iter().position(|key| *key == peer.public_key));
+            }),
+            Self::SetMtu { tunnel, mtu } => on_tunnel(settings, tunnel, |tunnel| tunnel.mtu = *mtu),
+            Self::SetRoutes(routes) => settings.routes.clone_from(routes),
+            Self::SetPolicy(relay) => settings.relay = Some((**relay).clone()),
+        }
+    }
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SetUnderlays(_) => write!(f, "underlays change"),
+            Self::AddPeer { tunnel, peer } => write!(f, "add peer {} to tunnel {tunnel}", peer.name),
+            Self::EditPeer { tunnel, peer } => write!(f, "edit peer {} of tunnel {tunnel}", peer.name),
+            Self::SetMtu { tunnel, mtu } => write!(f, "MTU of tunnel {tunnel} becomes {mtu}"),
+            Self::SetRoutes(_) => write!(f, "routes change"),
+            Self::SetPolicy(_) => write!(f, "relay policy changes"),
+            Self::RemovePeer { tunnel, name, .. } => write!(f, "remove peer {name} from tunnel {tunnel}"),
+            Self::OrderPeers { tunnel, .. } => write!(f, "peers of tunnel {tunnel} in another order"),
+        }
+    }
+}
+
+fn on_tunnel(settings: &mut Settings, name: &str, act: impl FnOnce(&mut TunnelSettings)) {
+    if let Some(tunnel) = settings.tunnels.iter_mut().find(|tunnel| tunnel.name == name) {
+        act(tunnel);
+    }
+}
+
+fn peers(
+    present: &TunnelSettings,
+    wanted: &TunnelSettings,
+    additions: &mut Vec<Change>,
+    removals: &mut Vec<Change>,
+    orders: &mut Vec<Change>,
+) {
+    let tunnel = &wanted.name;
+    for peer in &wanted.peers {
+        match present.peer(&peer.public_key) {
+            None => additions.push(Change::AddPeer { tunnel: tunnel.clone(), peer: peer.clone() }),
+            Some(before) if before != peer => additions.push(Change::EditPeer { tunnel: tunnel.clone(), peer: peer.clone() }),
+            Some(_) => {}
+        }
+    }
+    for peer in &present.peers {
+        if wanted.peer(&peer.public_key).is_none() {
+            removals.push(Change::RemovePeer { tunnel: tunnel.clone(), name: peer.name.clone(), key: peer.public_key });
+        }
+    }
+    let keys = |peers: &[PeerSettings]| peers.iter().map(|peer| peer.public_key).collect::<Vec<_>>();
+    let kept = present.peers.iter().filter(|peer| wanted.peer(&peer.public_key).is_some());
+    let added = wanted.peers.iter().filter(|peer| present.peer(&peer.public_key).is_none());
+    let after: Vec<PublicKey> = kept.chain(added).map(|peer| peer.public_key).collect();
+    if after != keys(&wanted.peers) {
+        orders.push(Change::OrderPeers { tunnel: tunnel.clone(), keys: keys(&wanted.peers) });
+    }
+}
+
+fn needs_restart(running: &Settings, desired: &Settings) -> Result<(), NeedsRestart> {
+    let refuse = |what: String| Err(NeedsRestart { what });
+    if running.gateway != desired.gateway {
+        return refuse("`gateway`".into());
+    }
+    for present in &running.tunnels {
+        let Some(wanted) = desired.tunnel(&present.name) else { return refuse(format!("the tunnel {} is gone, which", present.name)) };
+        let fixed = |tunnel: &TunnelSettings| TunnelSettings { peers: Vec::new(), mtu: 0, ..tunnel.clone() };
+        if fixed(present) != fixed(wanted) {
+            return refuse(format!("the tunnel {} itself (mode, private_key, listen or addresses)", present.name));
+        }
+    }
+    if let Some(new) = desired.tunnels.iter().find(|tunnel| running.tunnel(&tunnel.name).is_none()) {
+        return refuse(format!("the tunnel {} is new, which", new.name));
+    }
+    if running.tunnels.iter().map(|tunnel| &tunnel.name).ne(desired.tunnels.iter().map(|tunnel| &tunnel.name)) {
+        return refuse("the order of the tunnels".into());
+    }
+    if running.relay.is_some() != desired.relay.is_some() {
+        return refuse("whether there is a `relay`".into());
+    }
+    let listeners = |settings: &Settings| settings.relay.as_ref().map(|relay| relay.listeners.clone());
+    if listeners(running) != listeners(desired) {
+        return refuse("`relay.listeners`".into());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

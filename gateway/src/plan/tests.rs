@@ -1,0 +1,149 @@
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use tunnel::{Cloud, Mode, PrivateKey};
+
+use super::*;
+use crate::config::{GatewaySettings, PathSettings, StaticRoute, Via};
+use crate::relay::catalogue::{Catalogue, Entry, Role};
+use crate::relay::{HostName, Limits, Sensor, Sensors};
+
+fn key(seed: u8) -> PublicKey {
+    PublicKey::from_bytes([seed; 32])
+}
+
+fn peer() -> impl Strategy<Value = PeerSettings> {
+    (0u8..6, 0u8..3, any::<bool>(), prop::option::of(1u64..60)).prop_map(|(seed, net, roaming, keepalive)| PeerSettings {
+        name: format!("peer-{seed}"),
+        public_key: key(seed),
+        preshared_key: None,
+        endpoints: Vec::new(),
+        allowed_ips: vec![format!("10.{seed}.{net}.0/24").parse().expect("a prefix")],
+        keepalive: keepalive.map(Duration::from_secs),
+        roaming,
+        cloud: Cloud::Azure,
+        probe: None,
+    })
+}
+
+fn peers() -> impl Strategy<Value = Vec<PeerSettings>> {
+    prop::collection::vec(peer(), 0..6).prop_map(|mut peers| {
+        let mut seen = Vec::new();
+        peers.retain(|peer| {
+            !seen.contains(&peer.public_key) && {
+                seen.push(peer.public_key);
+                true
+            }
+        });
+        peers
+    })
+}
+
+fn routes() -> impl Strategy<Value = RouteSettings> {
+    (prop::collection::vec((0u8..4, 1u32..4), 0..5), any::<bool>()).prop_map(|(fixed, inbound)| RouteSettings {
+        fixed: fixed
+            .into_iter()
+            .map(|(net, metric)| StaticRoute {
+                prefix: format!("10.{net}.0.0/16").parse().expect("a prefix"),
+                tunnel: "azure".into(),
+                metric,
+            })
+            .collect(),
+        inbound: if inbound { vec!["10.1.0.0/16".parse().expect("a prefix")] } else { Vec::new() },
+    })
+}
+
+fn relay() -> impl Strategy<Value = RelaySettings> {
+    (0u8..4, 0u8..3, any::<bool>()).prop_map(|(hosts, sensors, direct)| RelaySettings {
+        catalogue: Catalogue::new(
+            (0..hosts)
+                .map(|n| {
+                    (
+                        HostName::parse(&format!("host-{n}.example.net")).expect("a name"),
+                        Entry { role: Role::Other, ports: vec![443], allow: vec![], addresses: vec![] },
+                    )
+                })
+                .collect(),
+        ),
+        sensors: Sensors::new(
+            (0..sensors)
+                .map(|n| Sensor {
+                    name: format!("line-{n}").into(),
+                    from: vec![format!("10.1.{n}.0/24").parse().expect("a prefix")],
+                    proxy_user: None,
+                })
+                .collect(),
+        ),
+        paths: if direct { vec![PathSettings { name: "out".into(), via: Via::Direct, parents: vec![] }] } else { vec![] },
+        listeners: Vec::new(),
+        limits: Limits::default(),
+        name_servers: Vec::new(),
+    })
+}
+
+fn settings(key: PrivateKey) -> impl Strategy<Value = Settings> {
+    (peers(), routes(), relay(), 1280u32..1500).prop_map(move |(peers, routes, relay, mtu)| Settings {
+        gateway: GatewaySettings {
+            name: "a".into(),
+            site: None,
+            cloud: Cloud::Aws,
+            admin: "/run/a.sock".into(),
+            metrics: None,
+            health: None,
+        },
+        underlays: BTreeMap::new(),
+        tunnels: vec![TunnelSettings {
+            name: "azure".into(),
+            mode: Mode::Tun,
+            private_key: key.clone(),
+            listen: SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 51820),
+            addresses: vec!["10.99.0.1/30".parse().expect("an address")],
+            mtu,
+            peers,
+        }],
+        routes,
+        relay: Some(relay),
+    })
+}
+
+fn pair() -> impl Strategy<Value = (Settings, Settings)> {
+    let key = PrivateKey::generate();
+    (settings(key.clone()), settings(key))
+}
+
+proptest! {
+    #[test]
+    fn the_plan_leads_from_one_to_the_other((running, desired) in pair()) {
+        let plan = Plan::between(&running, &desired).expect("a plan");
+        let mut after = running.clone();
+        plan.apply_to(&mut after);
+        prop_assert_eq!(&after, &desired);
+        prop_assert!(Plan::between(&after, &desired).expect("a plan").is_empty());
+        prop_assert_eq!(running == desired, plan.is_empty());
+    }
+
+    #[test]
+    fn removals_come_last((running, desired) in pair()) {
+        let plan = Plan::between(&running, &desired).expect("a plan");
+        let is_removal = |change: &Change| matches!(change, Change::RemovePeer { .. } | Change::OrderPeers { .. });
+        let first = plan.changes.iter().position(is_removal).unwrap_or(plan.changes.len());
+        prop_assert!(plan.changes[first..].iter().all(is_removal));
+    }
+}
+
+#[test]
+fn what_needs_a_restart_is_refused_by_name() {
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let running = settings(PrivateKey::generate()).new_tree(&mut runner).expect("settings").current();
+    let refused = |edit: fn(&mut Settings)| {
+        let mut desired = running.clone();
+        edit(&mut desired);
+        Plan::between(&running, &desired).expect_err("refused").to_string()
+    };
+    assert!(refused(|s| s.gateway.name = "b".into()).contains("`gateway`"));
+    assert!(refused(|s| s.tunnels[0].listen = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 1)).contains("the tunnel azure itself"));
+    assert!(refused(|s| s.tunnels.clear()).contains("the tunnel azure is gone"));
+    assert!(refused(|s| s.relay = None).contains("`relay`"));
+}

@@ -1,0 +1,184 @@
+//! Why a dial failed and on which side, and the dialer that uses the host's own routing.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpSocket, TcpStream};
+
+use super::address::Forbidden;
+use super::{BoxFuture, Dialer, Stream, Target};
+
+/// Keepalives start after this much silence: below every cloud's idle limit (Azure's default is 4 minutes).
+const KEEPALIVE: Duration = Duration::from_secs(60);
+/// Unacknowledged data this old ends a connection; longer than a failover takes.
+const USER_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Who is at fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// This gateway.
+    Gateway,
+    /// The name server.
+    Resolver,
+    /// The tunnel, or the network that a path leaves by.
+    Path,
+    /// The next proxy of the chain.
+    Parent,
+    /// The host that the sensor wants.
+    Upstream,
+}
+
+impl Side {
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Gateway => "gateway",
+            Self::Resolver => "resolver",
+            Self::Path => "path",
+            Self::Parent => "parent",
+            Self::Upstream => "upstream",
+        }
+    }
+}
+
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum DialError {
+    #[error("the name cannot be resolved: {detail}")]
+    Resolve { detail: String },
+    #[error("the name resolves to {address}, which {why}")]
+    Forbidden { address: IpAddr, why: Forbidden },
+    #[error("{address} refused the connection")]
+    Refused { address: SocketAddr },
+    #[error("{address} did not answer in time")]
+    TimedOut { address: SocketAddr },
+    #[error("{address} cannot be reached: {detail}")]
+    Unreachable { address: SocketAddr, detail: String },
+    #[error("the tunnel {tunnel} has no session with the peer that {address} belongs to")]
+    TunnelDown { tunnel: String, address: SocketAddr },
+    #[error("no peer of the tunnel {tunnel} has {address} in its allowed_ips")]
+    NotCovered { tunnel: String, address: SocketAddr },
+    #[error("the parent {parent} answered {status}{}", reason.as_deref().map(|reason| format!(" ({reason})")).unwrap_or_default())]
+    ParentRefused { parent: String, status: u16, reason: Option<String> },
+    #[error("the parent {parent} cannot be reached: {cause}")]
+    ParentUnreachable { parent: String, cause: Box<DialError> },
+    #[error("the parent {parent} broke off: {detail}")]
+    ParentBroken { parent: String, detail: String },
+    #[error("no path is configured")]
+    NoPath,
+    #[error("no socket: {detail}")]
+    Socket { detail: String },
+}
+
+impl DialError {
+    pub const fn side(&self) -> Side {
+        match self {
+            Self::Resolve { .. } | Self::Forbidden { .. } => Side::Resolver,
+            Self::Refused { .. } | Self::TimedOut { .. } | Self::Unreachable { .. } => Side::Upstream,
+            Self::TunnelDown { .. } | Self::NotCovered { .. } => Side::Path,
+            Self::ParentRefused { .. } | Self::ParentUnreachable { .. } | Self::ParentBroken { .. } => Side::Parent,
+            Self::NoPath | Self::Socket { .. } => Side::Gateway,
+        }
+    }
+
+    /// A stable word for logs and metrics.
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::Resolve { .. } => "dns_failed",
+            Self::Forbidden { .. } => "address_forbidden",
+            Self::Refused { .. } => "connection_refused",
+            Self::TimedOut { .. } => "connect_timeout",
+            Self::Unreachable { .. } => "unreachable",
+            Self::TunnelDown { .. } => "tunnel_down",
+            Self::NotCovered { .. } => "not_in_allowed_ips",
+            Self::ParentRefused { .. } => "parent_refused",
+            Self::ParentUnreachable { .. } => "parent_unreachable",
+            Self::ParentBroken { .. } => "parent_broken",
+            Self::NoPath => "no_path",
+            Self::Socket { .. } => "no_socket",
+        }
+    }
+
+    /// The HTTP status that tells a sensor's proxy client the same.
+    pub fn status(&self) -> u16 {
+        match self {
+            Self::Resolve { .. } | Self::Refused { .. } | Self::Unreachable { .. } | Self::ParentBroken { .. } => 502,
+            Self::Forbidden { .. } => 403,
+            Self::TimedOut { .. } => 504,
+            Self::TunnelDown { .. } | Self::NotCovered { .. } | Self::NoPath | Self::Socket { .. } => 503,
+            // What the parent says of itself is for this relay; what it says of the target is for the sensor.
+            Self::ParentRefused { status, .. } => match status {
+                403 | 502 | 503 | 504 => *status,
+                _ => 502,
+            },
+            Self::ParentUnreachable { cause, .. } => match cause.status() {
+                status @ (503 | 504) => status,
+                _ => 502,
+            },
+        }
+    }
+}
+
+/// Dials by the host's routing table, or by one interface or source address.
+#[derive(Debug, Clone, Default)]
+pub struct DirectDialer {
+    /// Leave by this interface alone (SO_BINDTODEVICE).
+    pub interface: Option<String>,
+    pub source: Option<IpAddr>,
+    pub mark: Option<u32>,
+}
+
+impl Dialer for DirectDialer {
+    fn dial<'a>(&'a self, target: &'a Target, deadline: Instant) -> BoxFuture<'a, Result<Box<dyn Stream>, DialError>> {
+        Box::pin(async move {
+            let stream = self.connect(target.address, deadline).await?;
+            Ok(Box::new(stream) as Box<dyn Stream>)
+        })
+    }
+}
+
+impl DirectDialer {
+    async fn connect(&self, address: SocketAddr, deadline: Instant) -> Result<TcpStream, DialError> {
+        let socket = self.socket(address).map_err(|error| DialError::Socket { detail: error.to_string() })?;
+        match tokio::time::timeout_at(deadline.into(), socket.connect(address)).await {
+            Ok(Ok(stream)) => {
+                tune(&stream);
+                Ok(stream)
+            }
+            Ok(Err(error)) => Err(connect_error(address, &error)),
+            Err(_) => Err(DialError::TimedOut { address }),
+        }
+    }
+
+    fn socket(&self, address: SocketAddr) -> io::Result<TcpSocket> {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        let options = SockRef::from(&socket);
+        if let Some(interface) = &self.interface {
+            options.bind_device(Some(interface.as_bytes()))?;
+        }
+        if let Some(mark) = self.mark {
+            options.set_mark(mark)?;
+        }
+        if let Some(source) = self.source.filter(|source| source.is_ipv4() == address.is_ipv4()) {
+            socket.bind(SocketAddr::new(source, 0))?;
+        }
+        Ok(socket)
+    }
+}
+
+pub(super) fn connect_error(address: SocketAddr, error: &io::Error) -> DialError {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => DialError::Refused { address },
+        io::ErrorKind::TimedOut => DialError::TimedOut { address },
+        _ => DialError::Unreachable { address, detail: error.to_string() },
+    }
+}
+
+/// What every kernel socket of a session gets. None of it is worth failing a session for.
+pub(super) fn tune(stream: &TcpStream) {
+    let options = SockRef::from(stream);
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 4);
+    let _ignored = options.set_tcp_nodelay(true);
+    let _ignored = options.set_tcp_keepalive(&keepalive);
+    let _ignored = options.set_tcp_user_timeout(Some(USER_TIMEOUT));
+}

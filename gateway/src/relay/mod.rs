@@ -1,0 +1,95 @@
+//! The relay: carries sensors' TLS sessions to Defender endpoints and never decrypts them.
+//!
+//! # The life of one session
+//!
+//! ```text
+//!  accept ─► CONNECT head  or  ClientHello        bounded buffer, deadline          (connect_head, client_hello)
+//!              │
+//!              ▼
+//!           sensor (who) × catalogue (where to) × port     on the policy current at accept       (policy)
+//!              │ refused: status or alert, counted, logged
+//!              ▼
+//!           path: the first that works ─► resolve, check the addresses, dial the checked one     (path, address)
+//!              │                      └─► or ask a parent by CONNECT                              (parent)
+//!              ▼
+//!           CONNECT: 200, then the ClientHello, whose name must equal the authority
+//!              ▼
+//!           replay the bytes read so far, then pump both ways                                    (pump)
+//!              ▼
+//!           Outcome: bytes up and down, who ended it and why ─► one access line, counters         (session)
+//! ```
+//!
+//! The relay knows nothing of tunnels, routes or YAML: it dials through a [`Dialer`] and accepts through an
+//! [`Acceptor`] that it is given. Only sensors initiate: nothing here opens anything towards them.
+
+pub mod address;
+pub mod catalogue;
+pub mod client_hello;
+pub mod connect_head;
+mod dial;
+pub mod host;
+mod listener;
+mod parent;
+mod path;
+mod policy;
+mod pump;
+mod resolver;
+mod sensor;
+mod session;
+mod stats;
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::pin::Pin;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+
+pub use dial::{DialError, DirectDialer, Side};
+pub use host::HostName;
+pub use listener::{Listener, ListenerSettings, Protocol, TcpAcceptor};
+pub use parent::{Parent, ParentHost};
+pub use path::Path;
+pub use policy::{Limits, Policy, Refusal};
+pub use resolver::{Resolver, ResolverError};
+pub use sensor::{ProxyUser, Sensor, Sensors};
+pub use session::Relay;
+pub use stats::{RelaySnapshot, SensorSnapshot};
+
+/// A future behind a pointer, for the two seams that are chosen at run time.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// A byte stream: a kernel socket, or one inside a tunnel's own stack.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {
+    /// The kernel socket, if there is one.
+    fn as_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+}
+
+impl Stream for TcpStream {
+    fn as_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(AsFd::as_fd(self))
+    }
+}
+
+/// What is dialled: an address that has been checked, and the name that it was the answer for.
+#[derive(Debug, Clone)]
+pub struct Target {
+    pub name: String,
+    pub address: SocketAddr,
+}
+
+/// How the relay leaves: the host's routing, an underlay's interface, or a tunnel.
+pub trait Dialer: Send + Sync {
+    /// Opens a stream to `target.address` before `deadline`, and to nothing else.
+    fn dial<'a>(&'a self, target: &'a Target, deadline: std::time::Instant) -> BoxFuture<'a, Result<Box<dyn Stream>, DialError>>;
+}
+
+/// Where downstream streams come from.
+pub trait Acceptor: Send {
+    /// The next stream and who opened it. An error ends the listener only if `io::ErrorKind::NotConnected`.
+    fn accept(&mut self) -> BoxFuture<'_, io::Result<(Box<dyn Stream>, SocketAddr)>>;
+}

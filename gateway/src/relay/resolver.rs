@@ -1,0 +1,63 @@
+//! Names to addresses, without the system's resolver library: a static binary has none.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use hickory_resolver::TokioResolver;
+use hickory_resolver::config::{ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolverConfig, ResolverOpts};
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+
+use super::dial::DialError;
+
+/// An answer is not kept longer than this, whatever its time to live says.
+const LONGEST_TTL: Duration = Duration::from_secs(300);
+const SHORTEST_NEGATIVE_TTL: Duration = Duration::from_secs(1);
+
+/// Asks the name servers of /etc/resolv.conf, or those that the YAML names; /etc/hosts comes first.
+#[derive(Clone)]
+pub struct Resolver(TokioResolver);
+
+#[derive(Debug, thiserror::Error)]
+#[error("the name resolver cannot be set up: {0}")]
+pub struct ResolverError(String);
+
+impl Resolver {
+    /// `servers` empty: those of the system. Called inside a tokio runtime.
+    pub fn new(servers: &[SocketAddr]) -> Result<Self, ResolverError> {
+        let config = if servers.is_empty() {
+            // No readable resolv.conf means no name servers: each look-up will say so.
+            hickory_resolver::system_conf::read_system_conf()
+                .map_or_else(|_| ResolverConfig::from_name_servers(Vec::new()), |(config, _)| config)
+        } else {
+            ResolverConfig::from_name_servers(servers.iter().map(name_server).collect())
+        };
+        let mut options = ResolverOpts::default();
+        options.timeout = Duration::from_secs(2);
+        options.attempts = 2;
+        options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
+        options.positive_max_ttl = Some(LONGEST_TTL);
+        options.negative_max_ttl = Some(SHORTEST_NEGATIVE_TTL);
+        options.try_tcp_on_error = true;
+        let resolver = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
+            .with_options(options)
+            .build()
+            .map_err(|error| ResolverError(error.to_string()))?;
+        Ok(Self(resolver))
+    }
+
+    /// All addresses of `name`, which is taken as complete: no search domain is tried. Never empty.
+    pub async fn resolve(&self, name: &str) -> Result<Vec<IpAddr>, DialError> {
+        let failed = |detail: String| DialError::Resolve { detail };
+        let answer = self.0.lookup_ip(format!("{name}.")).await.map_err(|error| failed(error.to_string()))?;
+        let addresses: Vec<IpAddr> = answer.iter().collect();
+        if addresses.is_empty() { Err(failed("the answer holds no address".into())) } else { Ok(addresses) }
+    }
+}
+
+fn name_server(server: &SocketAddr) -> NameServerConfig {
+    let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()].map(|mut connection| {
+        connection.port = server.port();
+        connection
+    });
+    NameServerConfig::new(server.ip(), true, connections.into())
+}

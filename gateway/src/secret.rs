@@ -1,0 +1,175 @@
+//! Secrets: referenced in the YAML, never written there; wiped when dropped; never printed.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
+
+/// Longer files are no keys and no passwords.
+const MAX_BYTES: u64 = 64 * 1024;
+
+/// A secret text. `Debug` shows nothing of it; comparing takes the same time wherever it differs.
+#[derive(Clone)]
+pub struct Secret(Zeroizing<String>);
+
+/// Where a secret is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SecretSource {
+    File(PathBuf),
+    Env(String),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError {
+    #[error("{} cannot be read: {source}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{} can be read by others than its owner (mode {mode:04o})", path.display())]
+    Permissions { path: PathBuf, mode: u32 },
+    #[error("{} is owned by user {owner}, neither by root nor by the user that skyway runs as", path.display())]
+    Owner { path: PathBuf, owner: u32 },
+    #[error("{} is no regular file", path.display())]
+    NotAFile { path: PathBuf },
+    #[error("{} is empty", path.display())]
+    Empty { path: PathBuf },
+    #[error("{} is longer than {MAX_BYTES} bytes", path.display())]
+    TooLong { path: PathBuf },
+    #[error("{} is not UTF-8 text", path.display())]
+    NotText { path: PathBuf },
+    #[error("the environment variable {name} is not set")]
+    Unset { name: String },
+}
+
+impl SecretError {
+    /// The command that mends it, where there is one.
+    pub fn help(&self) -> Option<String> {
+        match self {
+            Self::Permissions { path, .. } => Some(format!("chmod 600 {}", path.display())),
+            Self::Owner { path, .. } => Some(format!("chown root {}", path.display())),
+            Self::Read { path, source } if source.kind() == io::ErrorKind::NotFound => {
+                Some(format!("to make a new key: (umask 077 && skyway genkey > {})", path.display()))
+            }
+            Self::Unset { name } => Some(format!("export {name}, or use {{ file: … }}")),
+            Self::Read { .. } | Self::NotAFile { .. } | Self::Empty { .. } | Self::TooLong { .. } | Self::NotText { .. } => None,
+        }
+    }
+}
+
+impl Secret {
+    pub fn new(text: String) -> Self {
+        Self(Zeroizing::new(text))
+    }
+
+    /// Reads a secret; white space around it is not part of it.
+    pub fn read(source: &SecretSource) -> Result<Self, SecretError> {
+        match source {
+            SecretSource::File(path) => read_file(path),
+            SecretSource::Env(name) => match std::env::var(name) {
+                Ok(text) => Ok(Self::new(text.trim().to_owned())),
+                Err(_) => Err(SecretError::Unset { name: name.clone() }),
+            },
+        }
+    }
+
+    /// The text, for the one place that needs it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+fn read_file(path: &Path) -> Result<Secret, SecretError> {
+    let path = path.to_owned();
+    let failed = |source| SecretError::Read { path: path.clone(), source };
+    let file = File::options().read(true).custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK).open(&path).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    if !metadata.is_file() {
+        return Err(SecretError::NotAFile { path });
+    }
+    let mode = metadata.mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        return Err(SecretError::Permissions { path, mode });
+    }
+    let owner = metadata.uid();
+    if owner != 0 && owner != effective_user() {
+        return Err(SecretError::Owner { path, owner });
+    }
+    let mut bytes = Zeroizing::new(Vec::new());
+    file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(SecretError::TooLong { path });
+    }
+    let Ok(text) = std::str::from_utf8(&bytes) else { return Err(SecretError::NotText { path }) };
+    let text = text.trim();
+    if text.is_empty() {
+        return Err(SecretError::Empty { path });
+    }
+    Ok(Secret::new(text.to_owned()))
+}
+
+/// The user that the process acts as, from /proc so that no unsafe call is needed.
+pub fn effective_user() -> u32 {
+    std::fs::metadata("/proc/self").map_or(u32::MAX, |metadata| metadata.uid())
+}
+
+impl PartialEq for Secret {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.as_bytes().ct_eq(other.0.as_bytes()).into()
+    }
+}
+
+impl Eq for Secret {}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(hidden)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn file(mode: u32, text: &str) -> (tempfile::TempDir, SecretSource) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("key");
+        fs::write(&path, text).expect("written");
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("mode set");
+        (folder, SecretSource::File(path))
+    }
+
+    #[test]
+    fn a_file_of_its_owner_alone_is_read_and_trimmed() {
+        let (_folder, source) = file(0o600, "  hunter2\n");
+        assert_eq!(Secret::read(&source).expect("read").expose(), "hunter2");
+    }
+
+    #[test]
+    fn a_file_that_others_can_read_is_refused_with_the_command_to_run() {
+        for mode in [0o644, 0o640, 0o604, 0o620] {
+            let (folder, source) = file(mode, "hunter2");
+            let error = Secret::read(&source).expect_err("refused");
+            assert!(matches!(error, SecretError::Permissions { mode: found, .. } if found == mode), "{error}");
+            assert_eq!(error.help(), Some(format!("chmod 600 {}/key", folder.path().display())));
+        }
+    }
+
+    #[test]
+    fn what_is_no_secret_is_refused() {
+        let (_folder, empty) = file(0o600, " \n");
+        assert!(matches!(Secret::read(&empty), Err(SecretError::Empty { .. })));
+        let missing = SecretSource::File("/nonexistent/key".into());
+        assert!(Secret::read(&missing).expect_err("refused").help().expect("help").contains("skyway genkey"));
+        assert!(matches!(Secret::read(&SecretSource::File("/dev".into())), Err(SecretError::NotAFile { .. })));
+        assert!(matches!(Secret::read(&SecretSource::Env("SKYWAY_NOT_SET".into())), Err(SecretError::Unset { .. })));
+    }
+
+    #[test]
+    fn debug_shows_nothing() {
+        assert_eq!(format!("{:?}", Secret::new("hunter2".into())), "Secret(hidden)");
+    }
+}
