@@ -465,9 +465,13 @@ fn prepare_tunnel(settings: &Settings, tunnel: &TunnelSettings) -> Result<Prepar
 }
 
 fn bind(listener: &str, address: SocketAddr, late: bool) -> Result<TcpAcceptor, StartError> {
-    TcpAcceptor::bind(address, late).map_err(|source| match source.kind() {
-        std::io::ErrorKind::AddrInUse => StartError::ListenerTaken { listener: listener.to_owned(), address },
-        _ => StartError::Listener { listener: listener.to_owned(), address, source },
+    let listener = listener.to_owned();
+    TcpAcceptor::bind(address, late).map_err(|source| {
+        if source.kind() == std::io::ErrorKind::AddrInUse {
+            StartError::ListenerTaken { listener, address }
+        } else {
+            StartError::Listener { listener, address, source }
+        }
     })
 }
 

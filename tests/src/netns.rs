@@ -6,7 +6,7 @@ use std::process::{self, Command};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use crate::process::{Finished, finish};
+use crate::process::{Finished, Process, finish};
 
 /// A namespace `sky-PID-NUMBER`, gone when it is dropped.
 ///
@@ -64,6 +64,12 @@ impl Namespace {
     #[track_caller]
     pub fn exec(&self, words: &[&str]) -> Finished {
         finish(&mut self.command(words), TOOL)
+    }
+
+    /// Starts a program inside that runs on.
+    #[track_caller]
+    pub fn start(&self, words: &[&str]) -> Process {
+        Process::start(&words.join(" "), &mut self.command(words))
     }
 
     /// Runs `ip` on this namespace; it must succeed. `words` are split at spaces.

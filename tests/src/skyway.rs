@@ -96,7 +96,7 @@ impl Gateway {
     /// `skyway SUBCOMMAND -c FILE …`, wherever the gateway runs and as whom it runs.
     pub fn command(&self, words: &[&str]) -> Command {
         let (subcommand, rest) = words.split_first().expect("a subcommand");
-        let mut command = self.bare_command(&[subcommand, "-c"]);
+        let mut command = self.bare_command(&[*subcommand, "-c"]);
         command.arg(self.config()).args(rest);
         command
     }
@@ -105,7 +105,7 @@ impl Gateway {
     pub fn bare_command(&self, words: &[&str]) -> Command {
         let mut line: Vec<OsString> = Vec::new();
         if let Some(namespace) = &self.namespace {
-            line.extend(["ip", "netns", "exec", namespace].map(OsString::from));
+            line.extend(["ip", "netns", "exec", namespace.as_str()].map(OsString::from));
         }
         if self.drops_privileges() {
             line.extend(AS_NOBODY.map(OsString::from));
@@ -127,7 +127,8 @@ impl Gateway {
     /// Starts it and waits until everything is applied.
     #[track_caller]
     pub fn start(&mut self) {
-        self.launch().wait_for_line("ready", READY);
+        // With the space, because "already" would do otherwise.
+        self.launch().wait_for_line(" ready", READY);
     }
 
     /// Starts it and does not wait.
@@ -216,8 +217,8 @@ impl Gateway {
     #[track_caller]
     pub fn all_drops(&self, tunnel: &str) -> Value {
         let status = self.status();
-        let tunnels = status["tunnels"].as_array().into_iter().flatten();
-        let found = tunnels.into_iter().find(|candidate| candidate["name"] == tunnel);
+        let mut tunnels = status["tunnels"].as_array().into_iter().flatten();
+        let found = tunnels.find(|candidate| candidate["name"] == tunnel);
         found.unwrap_or_else(|| panic!("no tunnel {tunnel} in {status:#}"))["drops"].clone()
     }
 
@@ -280,15 +281,15 @@ pub fn binary() -> PathBuf {
 
 /// `words` as a user without privileges; as oneself if the tests are not root's.
 pub fn unprivileged(binary: &Path, words: &[&str]) -> Command {
-    let mut command = match is_root() {
-        true => {
-            let mut command = Command::new(AS_NOBODY[0]);
-            command.args(&AS_NOBODY[1..]).arg(binary);
-            command
-        }
-        false => Command::new(binary),
-    };
-    command.args(words);
+    let mut line: Vec<OsString> = Vec::new();
+    if is_root() {
+        line.extend(AS_NOBODY.map(OsString::from));
+    }
+    line.push(binary.into());
+    line.extend(words.iter().map(OsString::from));
+    let (program, arguments) = line.split_first().expect("at least the binary");
+    let mut command = Command::new(program);
+    command.args(arguments);
     command
 }
 

@@ -267,7 +267,8 @@ impl Engine {
         if header.length > self.mtu {
             return Err(DropReason::TooBig);
         }
-        let slot = self.allowed_ips.lookup(header.destination).ok_or(DropReason::NoPeer)?;
+        let nobody = if header.destination.is_multicast() { DropReason::Multicast } else { DropReason::NoPeer };
+        let slot = self.allowed_ips.lookup(header.destination).ok_or(nobody)?;
         let peer = self.peers.get_mut(slot).and_then(Option::as_mut).ok_or(DropReason::NoPeer)?;
         let padded = packet::padded_length(header.length, self.mtu).min(room.len());
         let padding = padded - header.length;

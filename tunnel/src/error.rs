@@ -23,6 +23,8 @@ drop_reasons! {
     NotIp = "not_ip",
     /// Outward: no peer's allowed IPs contain the destination.
     NoPeer = "no_peer",
+    /// Outward: multicast of the host's own (neighbour discovery, router solicitation), which no peer carries.
+    Multicast = "multicast",
     /// Outward: longer than the tunnel's MTU.
     TooBig = "too_big",
     /// Outward: no session yet and the peer's queue is full.

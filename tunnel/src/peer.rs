@@ -293,9 +293,8 @@ impl Peer {
             self.session = self.tunn.time_since_last_handshake().is_some();
         }
         let expired = self.expire_queue(now);
-        if self.session && (self.is_stale() || self.is_silent(now)) {
-            self.initiate(false, now, batch);
-        } else if !self.session && self.wants_session() {
+        let due = if self.session { self.is_stale() || self.is_silent(now) } else { self.wants_session() };
+        if due {
             self.initiate(false, now, batch);
         }
         if let Some(keepalive) = self.settings.keepalive

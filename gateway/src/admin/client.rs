@@ -29,10 +29,14 @@ pub enum ClientError {
 pub async fn ask(socket: &Path, method: Method, resource: &str) -> Result<(StatusCode, Vec<u8>), ClientError> {
     let path = || socket.to_owned();
     let broken = |detail: String| ClientError::Broken { path: path(), detail };
-    let stream = UnixStream::connect(socket).await.map_err(|source| match source.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::NotRunning { path: path() },
-        io::ErrorKind::PermissionDenied => ClientError::NotPermitted { path: path() },
-        _ => ClientError::Io { path: path(), source },
+    let stream = UnixStream::connect(socket).await.map_err(|source| {
+        if matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) {
+            ClientError::NotRunning { path: path() }
+        } else if source.kind() == io::ErrorKind::PermissionDenied {
+            ClientError::NotPermitted { path: path() }
+        } else {
+            ClientError::Io { path: path(), source }
+        }
     })?;
     let exchange = async {
         let (mut sender, connection) =

@@ -14,6 +14,9 @@ struct Label<'a>(&'a str);
 
 struct Text(String);
 
+/// One figure of a peer, if it has one.
+type PeerValue = fn(&tunnel::PeerSnapshot) -> Option<f64>;
+
 pub(super) fn text(supervisor: &Supervisor) -> String {
     let mut text = Text(String::new());
     text.metric("skyway_build_info", "gauge", "Version of the running program.");
@@ -33,7 +36,7 @@ pub(super) fn text(supervisor: &Supervisor) -> String {
 
 fn tunnels(text: &mut Text, supervisor: &Supervisor) {
     let snapshots: Vec<_> = supervisor.tunnels().iter().map(|tunnel| (tunnel.name.as_str(), tunnel.snapshots.borrow().clone())).collect();
-    let per_peer: [(&str, &str, &str, fn(&tunnel::PeerSnapshot) -> Option<f64>); 6] = [
+    let per_peer: [(&str, &str, &str, PeerValue); 6] = [
         ("skyway_peer_up", "gauge", "1 if the peer has a session and answers.", |peer| {
             Some(f64::from(u8::from(peer.state == PeerState::Up)))
         }),

@@ -40,7 +40,7 @@ pub struct ReadError {
 /// Reads and validates the file at `path`.
 pub fn load(path: &Path) -> Result<Loaded, ReadError> {
     let source = std::fs::read_to_string(path).map_err(|source| ReadError { path: path.to_owned(), source })?;
-    let folder = path.parent().unwrap_or(Path::new("."));
+    let folder = path.parent().unwrap_or_else(|| Path::new("."));
     Ok(parse(source, folder))
 }
 

@@ -67,7 +67,7 @@ pub(crate) fn parse(source: &str) -> Result<Node, Diagnostic> {
         let (event, range) = event.map_err(|error| text.refuse(&error))?;
         tree.take(event, range.start, range.end)?;
     }
-    Ok(tree.root.unwrap_or(Node { span: Span::new(1, 1, 1), value: Value::Null }))
+    Ok(tree.root.unwrap_or_else(|| Node { span: Span::new(1, 1, 1), value: Value::Null }))
 }
 
 /// Bytes; a gateway with a thousand peers and routes has a tenth of it.

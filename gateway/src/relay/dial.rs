@@ -61,7 +61,7 @@ pub enum DialError {
     #[error("the parent {parent} answered {status}{}", reason.as_deref().map(|reason| format!(" ({reason})")).unwrap_or_default())]
     ParentRefused { parent: String, status: u16, reason: Option<String> },
     #[error("the parent {parent} cannot be reached: {cause}")]
-    ParentUnreachable { parent: String, cause: Box<DialError> },
+    ParentUnreachable { parent: String, cause: Box<Self> },
     #[error("the parent {parent} broke off: {detail}")]
     ParentBroken { parent: String, detail: String },
     #[error("no path is configured")]
@@ -167,10 +167,12 @@ impl DirectDialer {
 }
 
 pub(super) fn connect_error(address: SocketAddr, error: &io::Error) -> DialError {
-    match error.kind() {
-        io::ErrorKind::ConnectionRefused => DialError::Refused { address },
-        io::ErrorKind::TimedOut => DialError::TimedOut { address },
-        _ => DialError::Unreachable { address, detail: error.to_string() },
+    if error.kind() == io::ErrorKind::ConnectionRefused {
+        DialError::Refused { address }
+    } else if error.kind() == io::ErrorKind::TimedOut {
+        DialError::TimedOut { address }
+    } else {
+        DialError::Unreachable { address, detail: error.to_string() }
     }
 }
 

@@ -209,10 +209,13 @@ fn ready<T>(polled: Poll<io::Result<T>>, side: fn(io::Error) -> Failed) -> Resul
 }
 
 fn failure(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionAborted => "reset",
-        io::ErrorKind::TimedOut => "user_timeout",
-        _ => "io_error",
+    let kind = error.kind();
+    if matches!(kind, io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionAborted) {
+        "reset"
+    } else if kind == io::ErrorKind::TimedOut {
+        "user_timeout"
+    } else {
+        "io_error"
     }
 }
 

@@ -27,7 +27,7 @@ use tracing::{debug, error, info, warn};
 use super::port::{PacketPort, PreparedPort};
 use super::udp::UdpSocket;
 use super::wake::Wake;
-use crate::batch::Batch;
+use crate::batch::{Batch, Endpoint};
 use crate::engine::{Engine, Event, PeerChange, Received};
 use crate::error::DropReason;
 use crate::key::{PrivateKey, PublicKey};
@@ -60,7 +60,7 @@ pub struct Lane {
 }
 
 enum Command {
-    Change(PeerChange),
+    Change(Box<PeerChange>),
     SetMtu(u32),
     Stop,
 }
@@ -81,7 +81,8 @@ impl Lane {
                 let span = tracing::info_span!("tunnel", name);
                 let _entered = span.enter();
                 let port = PacketPort::open(prepared, &wake, now);
-                let mut running = Running { engine, socket, port, wake, inbox, publisher, published: now, batch: Batch::new() };
+                let mut running =
+                    Running { engine, socket, port, wake, inbox, publisher, published: now, batch: Batch::new(), unsent: None };
                 // A bug must not leave a silent tunnel: the closed snapshot channel tells the supervisor.
                 match catch_unwind(AssertUnwindSafe(|| running.run())) {
                     Ok(Ok(())) => debug!("lane stopped"),
@@ -95,7 +96,7 @@ impl Lane {
 
     /// Queues an edit of the peers. False if the lane has ended.
     pub fn change(&self, change: PeerChange) -> bool {
-        self.command(Command::Change(change))
+        self.command(Command::Change(Box::new(change)))
     }
 
     /// Queues a new MTU. False if the lane has ended.
@@ -145,6 +146,8 @@ struct Running {
     publisher: watch::Sender<Snapshot>,
     published: Instant,
     batch: Batch,
+    /// The last datagram was refused: where to, and the system's error.
+    unsent: Option<(Endpoint, Option<i32>)>,
 }
 
 impl Running {
@@ -177,7 +180,7 @@ impl Running {
     fn obey(&mut self, now: Instant) -> bool {
         loop {
             match self.inbox.try_recv() {
-                Ok(Command::Change(change)) => self.engine.apply(change, now),
+                Ok(Command::Change(change)) => self.engine.apply(*change, now),
                 Ok(Command::SetMtu(mtu)) => {
                     self.engine.set_mtu(mtu);
                     self.port.set_mtu(mtu);
@@ -229,10 +232,18 @@ impl Running {
 
     fn flush(&mut self) {
         for (datagram, endpoint) in self.batch.iter() {
-            if let Err(error) = self.socket.send(datagram, endpoint) {
-                debug!(%error, endpoint = %endpoint.address, "datagram not sent");
+            let error = self.socket.send(datagram, endpoint).err();
+            if error.is_some() {
                 self.engine.count(DropReason::SendFailed);
             }
+            // Once for each kind of failure in a row: to an operator it is news, not state.
+            let kind = error.as_ref().map(|error| (endpoint, error.raw_os_error()));
+            if let Some(error) = error
+                && self.unsent != kind
+            {
+                warn!(%error, endpoint = %endpoint.address, "datagrams cannot be sent to this endpoint");
+            }
+            self.unsent = kind;
         }
         self.batch.clear();
     }

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, RawFd};
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
@@ -65,7 +65,7 @@ impl UdpSocket {
         let _smaller = socket.set_send_buffer_size(BUFFER_BYTES);
         let marked = socket.set_mark(MARK).is_ok();
         socket.bind(&listen.into())?;
-        let port = socket.local_addr()?.as_socket().map_or(listen.port(), |address| address.port());
+        let port = socket.local_addr()?.as_socket().map_or_else(|| listen.port(), |address| address.port());
         Ok(Self { socket, port, dual, marked })
     }
 
@@ -118,7 +118,10 @@ impl UdpSocket {
             };
             if address.is_ipv6() {
                 let data = header(&mut message, libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, size_of::<libc::in6_pktinfo>());
-                let info = libc::in6_pktinfo { ipi6_addr: std::mem::zeroed(), ipi6_ifindex: interface };
+                // For a mapped destination the kernel wants the source mapped too, even an unspecified one (ip_cmsg_send).
+                let mapped = address.as_socket_ipv6().is_some_and(|address| address.ip().to_ipv4_mapped().is_some());
+                let source = if mapped { Ipv4Addr::UNSPECIFIED.to_ipv6_mapped() } else { Ipv6Addr::UNSPECIFIED };
+                let info = libc::in6_pktinfo { ipi6_addr: libc::in6_addr { s6_addr: source.octets() }, ipi6_ifindex: interface };
                 data.cast::<libc::in6_pktinfo>().write_unaligned(info);
             } else {
                 let data = header(&mut message, libc::IPPROTO_IP, libc::IP_PKTINFO, size_of::<libc::in_pktinfo>());
@@ -159,4 +162,24 @@ fn no_ipv6(error: &io::Error) -> bool {
 
 fn bind_error(address: SocketAddr, source: io::Error) -> UdpError {
     if source.kind() == io::ErrorKind::AddrInUse { UdpError::Taken { address } } else { UdpError::Bind { address, source } }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOOPBACK: u32 = 1;
+
+    /// Regression: sending IPv4 by a named interface from the dual socket was refused with EINVAL.
+    #[test]
+    fn sends_by_a_named_interface_over_ipv4_and_ipv6() {
+        let socket = UdpSocket::bind("[::]:0".parse().expect("an address")).expect("bound");
+        for own in ["127.0.0.1:0", "[::1]:0"] {
+            let Ok(receiver) = std::net::UdpSocket::bind(own) else { continue };
+            let endpoint = Endpoint { address: receiver.local_addr().expect("an address"), interface: Some(LOOPBACK) };
+            socket.send(b"hello", endpoint).expect("sent");
+            receiver.set_read_timeout(Some(std::time::Duration::from_secs(5))).expect("set");
+            assert_eq!(receiver.recv(&mut [0; 16]).expect("received"), 5, "{own}");
+        }
+    }
 }

@@ -321,13 +321,18 @@ impl Stack {
             Purpose::Listening { port } => {
                 let port = *port;
                 match socket.state() {
-                    tcp::State::Listen => {}
-                    tcp::State::SynReceived => {}
+                    tcp::State::Listen | tcp::State::SynReceived | tcp::State::SynSent => {}
                     tcp::State::Closed => {
                         keep = false;
                         replenish = Some(port);
                     }
-                    _ => {
+                    tcp::State::Established
+                    | tcp::State::FinWait1
+                    | tcp::State::FinWait2
+                    | tcp::State::CloseWait
+                    | tcp::State::Closing
+                    | tcp::State::LastAck
+                    | tcp::State::TimeWait => {
                         replenish = Some(port);
                         match self.ports.get(&port).and_then(|accepted| accept(socket, accepted)) {
                             Some(open) => flow.purpose = Purpose::Open(open),

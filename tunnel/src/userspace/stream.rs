@@ -81,10 +81,10 @@ impl AsyncRead for Stream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let result = Pin::new(&mut self.pipe).poll_read(cx, buf);
-        match result {
-            Poll::Ready(Ok(())) if buf.filled().len() == before && self.reset() => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
-            other => other,
+        if result.is_ready() && buf.filled().len() == before && self.reset() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
+        result
     }
 }
 

@@ -32,7 +32,7 @@ pub(super) fn resolve(raw: &RawConfig, folder: &Path, diagnostics: &mut Diagnost
     }
     let gateway =
         raw.gateway.require("gateway", Place::WHOLE_FILE, context.diagnostics).and_then(|gateway| context.gateway(gateway, &raw.gateway));
-    let cloud = gateway.as_ref().map_or(Cloud::default(), |gateway| gateway.cloud);
+    let cloud = gateway.as_ref().map_or_else(Cloud::default, |gateway| gateway.cloud);
     let underlays = context.underlays(raw);
     let tunnels = context.tunnels(raw, cloud, &underlays);
     let routes = context.routes(raw, &tunnels);
@@ -71,7 +71,7 @@ impl Context<'_> {
         let address = |this: &mut Self, field: &Field<String>, default: Option<SocketAddr>| match field.get().map(String::as_str) {
             None => default,
             Some("off") => None,
-            Some(_) => this.read(field, |text| words::address_and_port(text)),
+            Some(_) => this.read(field, words::address_and_port),
         };
         let metrics = address(self, &raw.metrics, Some(METRICS));
         let health = address(self, &raw.health, None);
@@ -94,7 +94,7 @@ impl Context<'_> {
             if let Some(name) = &interface {
                 self.interface_is_good(&underlay.interface, name);
             }
-            let source = self.read(&underlay.source, |text| words::address(text));
+            let source = self.read(&underlay.source, words::address);
             underlays.insert(entry.name.clone(), UnderlaySettings { interface, source, mark: underlay.mark.get().copied() });
         }
         underlays

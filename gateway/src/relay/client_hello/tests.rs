@@ -397,7 +397,7 @@ proptest! {
         ends in prop::collection::vec(any::<Index>(), 0..20),
     ) {
         let at_once = read_in_pieces(&stream, iter::empty());
-        prop_assert_eq!(read_in_pieces(&stream, offsets(&ends, stream.len())), at_once.clone());
+        prop_assert_eq!(&read_in_pieces(&stream, offsets(&ends, stream.len())), &at_once);
         prop_assert_eq!(read_in_pieces(&stream, 1..stream.len()), at_once);
     }
 

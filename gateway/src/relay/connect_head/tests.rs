@@ -353,7 +353,7 @@ proptest! {
     ) {
         let at_once = parts(read_in_pieces(&stream, iter::empty()));
         let ends = ascending(&ends, stream.len());
-        prop_assert_eq!(parts(read_in_pieces(&stream, ends)), at_once.clone());
+        prop_assert_eq!(&parts(read_in_pieces(&stream, ends)), &at_once);
         prop_assert_eq!(parts(read_in_pieces(&stream, 0..stream.len())), at_once);
     }
 
@@ -364,7 +364,7 @@ proptest! {
     ) {
         let at_once = read_response_in_pieces(&stream, iter::empty());
         let ends = ascending(&ends, stream.len());
-        prop_assert_eq!(read_response_in_pieces(&stream, ends), at_once.clone());
+        prop_assert_eq!(&read_response_in_pieces(&stream, ends), &at_once);
         prop_assert_eq!(read_response_in_pieces(&stream, 0..stream.len()), at_once);
     }
 
