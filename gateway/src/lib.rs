@@ -11,5 +11,6 @@ pub mod relay;
 pub mod secret;
 pub mod supervisor;
 pub mod telemetry;
+mod terminal;
 
 pub mod cli;

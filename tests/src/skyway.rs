@@ -9,6 +9,7 @@ use std::{env, fs, thread};
 
 use serde_json::Value;
 use tempfile::TempDir;
+use tunnel::DropReason;
 
 use crate::access::AccessLine;
 use crate::netns::Namespace;
@@ -206,26 +207,27 @@ impl Gateway {
         peers.find(|peer| peer["name"] == name).cloned().unwrap_or_else(|| panic!("no peer {name} in {status:#}"))
     }
 
-    /// How many packets the tunnel `name` dropped for `reason`.
-    #[track_caller]
-    pub fn drops(&self, tunnel: &str, reason: &str) -> u64 {
-        let drops = self.all_drops(tunnel);
-        drops[reason].as_u64().unwrap_or_else(|| panic!("no drop reason {reason} in {drops:#}"))
+    /// How many packets and datagrams its only tunnel dropped for `reason`.
+    pub fn drops(&self, reason: DropReason) -> u64 {
+        // Reasons at zero are left out.
+        self.status()["tunnels"][0]["drops"][reason.label()].as_u64().unwrap_or(0)
     }
 
-    /// Each reason with its count.
-    #[track_caller]
-    pub fn all_drops(&self, tunnel: &str) -> Value {
+    /// All that its only tunnel dropped.
+    pub fn all_drops(&self) -> u64 {
         let status = self.status();
-        let mut tunnels = status["tunnels"].as_array().into_iter().flatten();
-        let found = tunnels.find(|candidate| candidate["name"] == tunnel);
-        found.unwrap_or_else(|| panic!("no tunnel {tunnel} in {status:#}"))["drops"].clone()
+        status["tunnels"][0]["drops"].as_object().into_iter().flatten().filter_map(|(_, count)| count.as_u64()).sum()
     }
 
-    /// Waits until the verdict is `up`: every peer has a session.
+    /// Waits until every peer has a session and answers.
     #[track_caller]
     pub fn wait_until_up(&self, within: Duration) {
-        wait_for(&format!("{} is up", self.name), within, || self.verdict() == "up");
+        wait_for(&format!("every peer of {} is up", self.name), within, || {
+            let status = self.status();
+            let tunnels = status["tunnels"].as_array().into_iter().flatten();
+            let mut states = tunnels.flat_map(|tunnel| tunnel["peers"].as_array().into_iter().flatten()).map(|peer| &peer["state"]);
+            states.all(|state| *state == "up")
+        });
     }
 
     /// Does `act`, during which one session ends, and returns the access line with what `act` returned.

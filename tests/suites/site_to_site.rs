@@ -28,7 +28,9 @@ fn sensors_reach_the_server_behind_the_far_gateway() {
         let (answer, line) = site.foreign.session(|| site.fetch_by_proxy(host));
         assert_eq!(answer.success(), format!("{host}\n"));
         assert_eq!((line.field("listener"), line.field("sensor"), line.field("host")), ("proxy", "line-3", host));
-        assert_eq!((line.field("path"), line.field("reason")), ("vnet", "closed"));
+        assert_eq!(line.field("path"), "vnet");
+        // curl closes without waiting for the server's last word, which may then come as a reset.
+        assert!(["closed", "reset"].contains(&line.field("reason")), "{line:?}");
         assert!(line.number("bytes_up") > 200 && line.number("bytes_down") > 200, "{line:?}");
 
         let (answer, line) = site.foreign.session(|| site.fetch_by_name(host));
@@ -56,11 +58,11 @@ fn sensors_reach_the_server_behind_the_far_gateway() {
     let answer = finish_with_input(&mut client, request.as_bytes(), seconds(30)).success();
     assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with(&format!("{HUB}\n")), "{answer:?}");
 
-    // Both gateways tell of it: sessions and bytes on the one, where they went on the other.
-    let status = site.foreign.status();
-    let sensor = &status["relay"]["sensors"]["line-3"];
-    assert_eq!(sensor["relayed"], 6, "{status:#}");
-    assert_eq!(sensor["open"], 0, "{status:#}");
+    // Both gateways tell of it: how many sessions on the one, where they went on the other.
+    wait_for("six sessions, all of them ended", seconds(10), || {
+        let sensor = &site.foreign.status()["relay"]["sensors"]["line-3"];
+        sensor["relayed"] == 6 && sensor["open"] == 0
+    });
     let hosts: Vec<String> = site.vnet.access_lines().iter().map(|line| line.field("host").to_owned()).collect();
     assert!(hosts.iter().any(|host| host == HUB) && hosts.iter().any(|host| host == BLOB), "{hosts:?}");
     assert_eq!(counter.read(), NOTHING);
@@ -105,8 +107,9 @@ fn packets_cross_the_tunnel_both_ways_and_as_large_as_the_mtu_says() {
         assert_eq!(from.ping(to, 2, &format!("-M do -s {}", largest + 1)), 0, "{to}: one byte more");
     }
     // The sensor is told why, and by how much.
-    let told = sensor.exec(&["ping", "-n", "-c", "1", "-W", "2", "-M", "do", "-s", "1400", server_ipv4]).stdout;
-    assert!(told.contains("mtu = 1340") || told.contains("mtu=1340"), "{told}");
+    let told = sensor.exec(&["ping", "-n", "-c", "1", "-W", "2", "-M", "do", "-s", "1400", server_ipv4]);
+    let words = [told.stdout.as_str(), &told.stderr].concat();
+    assert!(words.contains("mtu = 1340") || words.contains("mtu=1340"), "{told}");
     assert_eq!(counter.read(), NOTHING);
 }
 
@@ -124,7 +127,7 @@ fn status_and_show_tell_the_truth_when_the_peer_dies_and_comes_back() {
     site.vnet.kill();
     // Silence is noticed by what is not answered; a sensor goes on asking.
     let [inside, _] = VNET_INSIDE;
-    wait_for("status says that the peer does not answer", seconds(60), || {
+    wait_for("status says that the peer does not answer", seconds(45), || {
         site.topology.foreign.ping(inside, 1, "");
         site.foreign.verdict() != "up" && site.foreign.peer("vnet-a")["trouble"] == "no_answer"
     });
@@ -142,6 +145,7 @@ fn status_and_show_tell_the_truth_when_the_peer_dies_and_comes_back() {
     assert_eq!(site.fetch_by_proxy(HUB).success(), format!("{HUB}\n"));
     let peer = site.foreign.peer("vnet-a");
     assert_eq!(peer["state"], "up");
+    assert_eq!(peer["trouble"], serde_json::Value::Null);
     assert!(peer["last_handshake_unix"].as_u64() > Some(handshake), "{peer:#}");
     assert_eq!(site.foreign.ask(&["status"]).code, Some(0));
 }

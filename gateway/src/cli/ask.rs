@@ -5,9 +5,10 @@ use std::process::ExitCode;
 
 use hyper::{Method, StatusCode};
 
-use super::{AskArgs, INVALID, StatusArgs, complain, say, small_runtime};
+use super::{AskArgs, INVALID, StatusArgs, small_runtime};
 use crate::admin::{ReloadAnswer, Status, Verdict, client};
 use crate::config;
+use crate::terminal::{complain, say};
 
 pub(super) fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
     let (_, body) = ask(&args.ask, Method::GET, "/v1/status")?;

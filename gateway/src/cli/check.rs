@@ -4,8 +4,9 @@ use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::{CheckArgs, INVALID, complain, say};
+use super::{CheckArgs, INVALID};
 use crate::config::{self, Loaded};
+use crate::terminal::{complain, say};
 
 pub(super) fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
     let loaded = load(&args.config.config)?;

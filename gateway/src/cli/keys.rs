@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use tunnel::{PresharedKey, PrivateKey};
 use zeroize::Zeroizing;
 
-use super::say;
+use crate::terminal::say;
 
 pub(super) fn genkey() -> anyhow::Result<ExitCode> {
     say(&PrivateKey::generate().to_base64());

@@ -8,7 +8,7 @@ mod keys;
 mod release;
 mod run;
 
-use std::io::{self, Write};
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -16,6 +16,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::demo::DemoArgs;
 use crate::telemetry::LogFormat;
+use crate::terminal::complain;
 
 const AFTER_HELP: &str = "\
 A first look, without root and without configuration:   skyway demo
@@ -145,15 +146,6 @@ pub fn main() -> ExitCode {
 
 const INVALID: u8 = 1;
 const CANNOT_TELL: u8 = 2;
-
-/// Prints to standard output. A reader that went away (`skyway status | head`) is no error.
-pub(crate) fn say(text: &str) {
-    let _closed = writeln!(io::stdout(), "{}", text.trim_end_matches('\n'));
-}
-
-pub(crate) fn complain(text: &str) {
-    let _closed = writeln!(io::stderr(), "{}", text.trim_end_matches('\n'));
-}
 
 /// A runtime with one thread, for commands that ask something once.
 fn small_runtime() -> io::Result<tokio::runtime::Runtime> {

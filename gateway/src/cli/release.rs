@@ -5,8 +5,9 @@ use std::process::ExitCode;
 use routing::io::{Kernel, nft};
 use routing::render;
 
-use super::{ConfigArgs, INVALID, complain, say, small_runtime};
+use super::{ConfigArgs, INVALID, small_runtime};
 use crate::admin::client;
+use crate::terminal::{complain, say};
 
 pub(super) fn run(args: &ConfigArgs) -> anyhow::Result<ExitCode> {
     let (name, socket) = crate::config::identity(&args.config)?;

@@ -9,11 +9,12 @@ use tokio::sync::Mutex;
 use tracing::{error, info, warn};
 
 use super::check::load;
-use super::{INVALID, RunArgs, complain};
+use super::{INVALID, RunArgs};
 use crate::admin::{Admin, explain};
 use crate::config::Settings;
 use crate::supervisor::{Shared, Supervisor};
 use crate::telemetry;
+use crate::terminal::complain;
 
 pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let loaded = load(&args.config.config)?;

@@ -9,6 +9,7 @@
 
 mod de;
 pub mod diagnostic;
+mod field;
 mod raw;
 mod resolve;
 mod settings;

@@ -19,7 +19,7 @@ use anyhow::Context as _;
 use clap::Args;
 use tokio::task::JoinSet;
 
-use crate::cli::{complain, say};
+use crate::terminal::{complain, say};
 use gateways::Gateways;
 use sensor::{Entrance, Sensor};
 use server::Server;

@@ -12,7 +12,7 @@
 //! at: they belong to the tunnel, if there will be one.
 //!
 //! Source: RFC 9110 §9.3.6 (CONNECT), §11.7 (proxy authentication); RFC 9112 §2.2, §3.2.3, §5.2;
-//! RFC 9931 (early data); reference/relay.md §4.3.
+//! RFC 9931 (early data).
 
 use std::{fmt, mem};
 
@@ -20,6 +20,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use zeroize::Zeroizing;
 
+use super::head_lines::{HeadFault, HeadProgress, Line, LineScanner, MAX_FIELDS, parse_fields};
 use super::host::{HostName, HostNameError};
 
 /// Reads the head of one CONNECT request from the start of a stream that arrives in pieces.
@@ -38,7 +39,7 @@ impl ConnectHeadReader {
 
     /// Reads on. `received` is everything received since the start of the stream, each time; only
     /// its new bytes are scanned.
-    pub fn handle_bytes(&mut self, received: &[u8]) -> HeadProgress {
+    pub fn handle_bytes(&mut self, received: &[u8]) -> HeadProgress<ConnectHead, HeadError> {
         if self.decision.is_none() {
             self.decision = self.read(received).transpose();
         }
@@ -67,24 +68,6 @@ impl ConnectHeadReader {
             }
         }
         Ok(None)
-    }
-}
-
-/// What the bytes received so far amount to: of a request, if nothing else is said.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum HeadProgress<Head = ConnectHead, Error = HeadError> {
-    NeedMore,
-    Complete(Head),
-    Rejected(Error),
-}
-
-impl<Head: Clone, Error: Copy> HeadProgress<Head, Error> {
-    fn new(decision: Option<&Result<Head, Error>>) -> Self {
-        match decision {
-            None => Self::NeedMore,
-            Some(Ok(head)) => Self::Complete(head.clone()),
-            Some(Err(error)) => Self::Rejected(*error),
-        }
     }
 }
 
@@ -326,186 +309,6 @@ impl HeadError {
     }
 }
 
-/// What can be wrong with the lines of any head, request or response.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum HeadFault {
-    #[error("expected the head to end within {} bytes", MAX_HEAD_BYTES)]
-    TooLong,
-    #[error("expected no more than {} fields in the head", MAX_FIELDS)]
-    TooManyFields,
-    #[error("expected a carriage return in front of every line feed")]
-    BareLineFeed,
-    #[error("expected a line feed behind every carriage return")]
-    BareCarriageReturn,
-    #[error("a NUL in the head")]
-    NulByte,
-    #[error("expected every field on one line, with no space in front")]
-    FoldedLine,
-    #[error("expected a name, a colon and a printable value in every field")]
-    BadField,
-}
-
-impl HeadFault {
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Self::TooLong => "head_too_long",
-            Self::TooManyFields => "too_many_fields",
-            Self::BareLineFeed => "bare_line_feed",
-            Self::BareCarriageReturn => "bare_carriage_return",
-            Self::NulByte => "nul_in_head",
-            Self::FoldedLine => "folded_line",
-            Self::BadField => "bad_field",
-        }
-    }
-
-    fn status(self) -> u16 {
-        match self {
-            Self::TooLong | Self::TooManyFields => 431,
-            Self::BareLineFeed | Self::BareCarriageReturn | Self::NulByte | Self::FoldedLine | Self::BadField => 400,
-        }
-    }
-}
-
-/// The head, and for a refusal the one-line body, that answers a CONNECT.
-///
-/// A refusal closes the connection, so that early data cannot be taken for another request
-/// (RFC 9931), and gives `reason` twice: as the body for people, and in `Proxy-Status` (RFC 9209)
-/// for the next skyway, see [`ResponseHead::reason_header`]. A 200 has no place for one.
-pub fn response(status: u16, reason: &str) -> String {
-    if status == 200 {
-        return "HTTP/1.1 200 Connection established\r\n\r\n".to_owned();
-    }
-    let phrase = reason_phrase(status);
-    let error = proxy_status_error(status);
-    let extra = match status {
-        405 => "Allow: CONNECT\r\n",
-        407 => "Proxy-Authenticate: Basic realm=\"skyway\"\r\n",
-        _ => "",
-    };
-    let reason: String = reason.chars().filter(|c| is_quotable(*c)).collect();
-    let content_length = reason.len() + 1;
-    format!(
-        "HTTP/1.1 {status} {phrase}\r\n\
-         Connection: close\r\n\
-         {extra}\
-         Proxy-Status: skyway; error={error}; details=\"{reason}\"\r\n\
-         Content-Type: text/plain\r\n\
-         Content-Length: {content_length}\r\n\
-         \r\n\
-         {reason}\n"
-    )
-}
-
-/// The head that asks a parent for a tunnel to `authority`.
-///
-/// `extra` fields follow in order; of their values only printable ASCII is sent. Wiped after use,
-/// since one of them may be a `Proxy-Authorization` from [`Credentials::to_basic`].
-pub fn connect_request(authority: &Authority, extra: &[(&'static str, &str)]) -> Zeroizing<String> {
-    let target = authority.to_string();
-    let extra_length: usize = extra.iter().map(|(name, value)| name.len() + value.len() + 4).sum();
-    let mut head = Zeroizing::new(String::with_capacity(
-        2 * target.len() + extra_length + 40, // 40: more than the fixed parts take
-    ));
-    for part in ["CONNECT ", &target, " HTTP/1.1\r\nHost: ", &target, "\r\n"] {
-        head.push_str(part);
-    }
-    for (name, value) in extra {
-        head.push_str(name);
-        head.push_str(": ");
-        head.extend(value.chars().filter(|c| is_printable(*c)));
-        head.push_str("\r\n");
-    }
-    head.push_str("\r\n");
-    head
-}
-
-/// Reads the head of a parent's answer to our CONNECT.
-#[derive(Debug, Default)]
-pub struct ResponseHeadReader {
-    lines: LineScanner,
-    status: Option<u16>,
-    /// Once there is an answer it stays the answer.
-    decision: Option<Result<ResponseHead, ResponseHeadError>>,
-}
-
-impl ResponseHeadReader {
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Reads on, as [`ConnectHeadReader::handle_bytes`] does.
-    pub fn handle_bytes(&mut self, received: &[u8]) -> HeadProgress<ResponseHead, ResponseHeadError> {
-        if self.decision.is_none() {
-            self.decision = self.read(received).transpose();
-        }
-        HeadProgress::new(self.decision.as_ref())
-    }
-
-    fn read(&mut self, received: &[u8]) -> Result<Option<ResponseHead>, ResponseHeadError> {
-        let start = received.get(..HTTP.len()).unwrap_or(received);
-        if !HTTP.starts_with(start) {
-            return Err(ResponseHeadError::NotHttp);
-        }
-        while let Some(line) = self.lines.next_line(received)? {
-            match line {
-                Line::First => {
-                    self.status = Some(parse_status_line(self.lines.first_line(received))?);
-                }
-                Line::Field => {}
-                Line::End => {
-                    let status = self.status.ok_or(ResponseHeadError::BadStatusLine)?;
-                    let fields = self.lines.field_lines(received);
-                    return ResponseHead::parse(status, fields, self.lines.seen).map(Some);
-                }
-            }
-        }
-        Ok(None)
-    }
-}
-
-/// A parent's answer. Any 2xx is the tunnel, whatever its fields say of a body (RFC 9110 §9.3.6).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ResponseHead {
-    pub status: u16,
-    /// Bytes of the head with its blank line. What follows a 2xx is the tunnel's first content.
-    pub length: usize,
-    /// The reason that a skyway gave for refusing; from another parent, None. Its author is the
-    /// parent: for logs and answers, not for the label of a metric.
-    pub reason_header: Option<String>,
-}
-
-impl ResponseHead {
-    fn parse(status: u16, field_lines: &[u8], length: usize) -> Result<Self, ResponseHeadError> {
-        let mut storage = [httparse::EMPTY_HEADER; MAX_FIELDS];
-        let fields = parse_fields(field_lines, &mut storage)?;
-        let reason_header =
-            fields.iter().filter(|field| field.name.eq_ignore_ascii_case("proxy-status")).find_map(|field| skyway_reason(field.value));
-        Ok(Self { status, length, reason_header })
-    }
-}
-
-/// Why a parent's answer is none.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ResponseHeadError {
-    #[error("expected an answer that begins with 'HTTP/'")]
-    NotHttp,
-    #[error("expected a status line like 'HTTP/1.1 200 OK'")]
-    BadStatusLine,
-    #[error(transparent)]
-    Fault(#[from] HeadFault),
-}
-
-impl ResponseHeadError {
-    /// One word for logs and metrics; it does not change between releases.
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Self::NotHttp => "not_http",
-            Self::BadStatusLine => "bad_status_line",
-            Self::Fault(fault) => fault.reason(),
-        }
-    }
-}
-
 /// The first line of a CONNECT request.
 #[derive(Debug)]
 struct RequestLine {
@@ -536,98 +339,6 @@ impl RequestLine {
     }
 }
 
-fn parse_status_line(line: &[u8]) -> Result<u16, ResponseHeadError> {
-    let mut no_fields = [httparse::EMPTY_HEADER; 0];
-    let mut response = httparse::Response::new(&mut no_fields);
-    match response.parse(line) {
-        Ok(_) => response.code.ok_or(ResponseHeadError::BadStatusLine),
-        Err(_) => Err(ResponseHeadError::BadStatusLine),
-    }
-}
-
-/// Finds the lines of a head, looking at each byte once, and keeps the rules that `httparse` does
-/// not: every line ends in CRLF, none is folded, and there is a limit to their number and length.
-#[derive(Debug, Default)]
-struct LineScanner {
-    /// Bytes of the stream that are scanned; after `Line::End`, the length of the head.
-    seen: usize,
-    line_start: usize,
-    after_carriage_return: bool,
-    /// Length of the first line with its CRLF; zero until it is complete.
-    first_line_length: usize,
-    /// Field lines begun.
-    fields: usize,
-}
-
-impl LineScanner {
-    /// Scans up to the end of the next line; None if the rest of it is not there yet.
-    fn next_line(&mut self, received: &[u8]) -> Result<Option<Line>, HeadFault> {
-        for &byte in received.get(self.seen..).unwrap_or_default() {
-            if self.seen >= MAX_HEAD_BYTES {
-                return Err(HeadFault::TooLong);
-            }
-            let begins_field = self.seen == self.line_start && self.first_line_length > 0;
-            let after_carriage_return = mem::replace(&mut self.after_carriage_return, byte == b'\r');
-            self.seen += 1;
-            match byte {
-                0 => return Err(HeadFault::NulByte),
-                b'\n' if after_carriage_return => return Ok(Some(self.end_line())),
-                b'\n' => return Err(HeadFault::BareLineFeed),
-                _ if after_carriage_return => return Err(HeadFault::BareCarriageReturn),
-                b' ' | b'\t' if begins_field => return Err(HeadFault::FoldedLine),
-                b'\r' => {}
-                _ if begins_field && self.fields == MAX_FIELDS => {
-                    return Err(HeadFault::TooManyFields);
-                }
-                _ if begins_field => self.fields += 1,
-                _ => {}
-            }
-        }
-        Ok(None)
-    }
-
-    fn end_line(&mut self) -> Line {
-        let is_blank = self.seen - self.line_start == CRLF_BYTES;
-        self.line_start = self.seen;
-        if is_blank {
-            Line::End
-        } else if self.first_line_length == 0 {
-            self.first_line_length = self.seen;
-            Line::First
-        } else {
-            Line::Field
-        }
-    }
-
-    fn first_line<'a>(&self, received: &'a [u8]) -> &'a [u8] {
-        received.get(..self.first_line_length).unwrap_or_default()
-    }
-
-    /// What is scanned behind the first line, with the blank line once that is found.
-    fn field_lines<'a>(&self, received: &'a [u8]) -> &'a [u8] {
-        let lines = received.get(self.first_line_length..self.seen);
-        lines.unwrap_or_default()
-    }
-}
-
-/// A line of a head, by its place.
-enum Line {
-    First,
-    Field,
-    /// The blank line behind the last field.
-    End,
-}
-
-fn parse_fields<'h, 'b>(
-    field_lines: &'b [u8],
-    storage: &'h mut [httparse::Header<'b>; MAX_FIELDS],
-) -> Result<&'h [httparse::Header<'b>], HeadFault> {
-    match httparse::parse_headers(field_lines, storage) {
-        Ok(httparse::Status::Complete((_, fields))) => Ok(fields),
-        Ok(httparse::Status::Partial) | Err(_) => Err(HeadFault::BadField),
-    }
-}
-
 fn parse_port(text: &str) -> Option<u16> {
     // u16's own parser would take "+443".
     if !text.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -636,72 +347,11 @@ fn parse_port(text: &str) -> Option<u16> {
     text.parse().ok().filter(|port| *port != 0)
 }
 
-/// The `details` of a `Proxy-Status` that [`response`] wrote.
-fn skyway_reason(proxy_status: &[u8]) -> Option<String> {
-    let parameters = str::from_utf8(proxy_status).ok()?.strip_prefix("skyway;")?;
-    let (_, quoted) = parameters.split_once("details=\"")?;
-    let (reason, _) = quoted.split_once('"')?;
-    let printable = reason.chars().filter(|c| is_quotable(*c));
-    Some(printable.take(MAX_REASON_CHARACTERS).collect())
-}
-
-/// The error type of RFC 9209 §2.3 that comes nearest; the reason says it exactly.
-fn proxy_status_error(status: u16) -> &'static str {
-    match status {
-        403 | 407 => "http_request_denied",
-        400..=499 => "http_request_error",
-        502 | 503 => "destination_unavailable",
-        504 => "connection_timeout",
-        508 => "proxy_loop_detected",
-        _ => "proxy_internal_error",
-    }
-}
-
-fn reason_phrase(status: u16) -> &'static str {
-    match status {
-        400 => "Bad Request",
-        403 => "Forbidden",
-        405 => "Method Not Allowed",
-        407 => "Proxy Authentication Required",
-        408 => "Request Timeout",
-        429 => "Too Many Requests",
-        431 => "Request Header Fields Too Large",
-        500 => "Internal Server Error",
-        502 => "Bad Gateway",
-        503 => "Service Unavailable",
-        504 => "Gateway Timeout",
-        505 => "HTTP Version Not Supported",
-        508 => "Loop Detected",
-        _ => "Refused",
-    }
-}
-
 /// RFC 9110 §5.6.2.
 fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-fn is_printable(character: char) -> bool {
-    matches!(character, ' '..='~')
-}
-
-/// Whether a character may stand in a quoted string without escape.
-fn is_quotable(character: char) -> bool {
-    is_printable(character) && !matches!(character, '"' | '\\')
-}
-
-/// Longest head, request or response. A CONNECT takes some 200 bytes, 2 KB with a large token; what
-/// would need more than 8 KiB is not for us.
-pub const MAX_HEAD_BYTES: usize = 8192;
-
-/// Most fields in a head; clients send about five.
-pub const MAX_FIELDS: usize = 64;
-
-/// Of a parent's reason; our own are single words.
-const MAX_REASON_CHARACTERS: usize = 128;
-
-const CRLF_BYTES: usize = 2;
-const HTTP: &[u8] = b"HTTP/";
 const HTTP2_PREFACE_LINE: &[u8] = b"PRI * HTTP/2.0\r\n";
 const TLS_HANDSHAKE_RECORD: u8 = 0x16;
 

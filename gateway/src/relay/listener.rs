@@ -1,21 +1,14 @@
-//! Accept loops: one task a listener, which never ends for what a single connection does.
+//! What listens for sensors: a kernel socket, or a port inside a tunnel.
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
-use tracing::{info, warn};
 
 use super::dial::tune;
-use super::session::{Shared, run};
 use super::{Acceptor, BoxFuture, Stream};
 
-/// Out of descriptors or memory, `accept` fails at once and would spin; the sessions that end meanwhile free some.
-const BACK_OFF: Duration = Duration::from_millis(100);
 /// Connections that wait to be accepted; the kernel caps it at net.core.somaxconn.
 const BACKLOG: i32 = 4096;
 
@@ -84,32 +77,4 @@ impl Acceptor for TcpAcceptor {
             Ok((Box::new(stream) as Box<dyn Stream>, SocketAddr::new(from.ip().to_canonical(), from.port())))
         })
     }
-}
-
-/// Accepts until `stop` turns true or the acceptor is gone.
-pub(super) async fn accept_loop(shared: Arc<Shared>, mut listener: Listener, mut stop: watch::Receiver<bool>) {
-    let settings = Arc::new(listener.settings);
-    let mut failing = false;
-    loop {
-        let accepted = tokio::select! {
-            biased;
-            _ = stop.wait_for(|stop| *stop) => break,
-            accepted = listener.acceptor.accept() => accepted,
-        };
-        match accepted {
-            Ok((stream, from)) => {
-                failing = false;
-                tokio::spawn(run(Arc::clone(&shared), Arc::clone(&settings), stream, from));
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotConnected => break,
-            Err(error) => {
-                // Once a row: the same line ten times a second helps nobody.
-                if !std::mem::replace(&mut failing, true) {
-                    warn!(listener = settings.name, %error, "cannot accept connections; trying again");
-                }
-                tokio::time::sleep(BACK_OFF).await;
-            }
-        }
-    }
-    info!(listener = settings.name, "listener closed");
 }

@@ -27,6 +27,7 @@ pub mod catalogue;
 pub mod client_hello;
 pub mod connect_head;
 mod dial;
+mod head_lines;
 pub mod host;
 mod listener;
 mod parent;
@@ -34,7 +35,9 @@ mod path;
 mod policy;
 mod pump;
 mod resolver;
+pub mod response_head;
 mod sensor;
+mod service;
 mod session;
 mod stats;
 
@@ -55,7 +58,7 @@ pub use path::Path;
 pub use policy::{Limits, Policy, Refusal};
 pub use resolver::{Resolver, ResolverError};
 pub use sensor::{ProxyUser, Sensor, Sensors};
-pub use session::Relay;
+pub use service::Relay;
 pub use stats::{RelaySnapshot, SensorSnapshot};
 
 /// A future behind a pointer, for the two seams that are chosen at run time.

@@ -5,9 +5,11 @@ use std::time::Instant;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::Stream;
-use super::connect_head::{Authority, HeadProgress, ResponseHead, ResponseHeadReader, connect_request};
+use super::connect_head::Authority;
 use super::dial::DialError;
+use super::head_lines::HeadProgress;
 use super::host::HostName;
+use super::response_head::{ResponseHead, ResponseHeadReader, connect_request};
 use std::net::SocketAddr;
 
 /// A parent proxy.

@@ -12,29 +12,28 @@ use tracing::info;
 
 use super::Stream;
 use super::client_hello::{ClientHelloReader, Progress, ServerName, alert, alert_record};
-use super::connect_head::{Authority, ConnectHead, ConnectHeadReader, HeadProgress, response};
-use super::listener::{Listener, ListenerSettings, Protocol, accept_loop};
+use super::connect_head::{Authority, ConnectHead, ConnectHeadReader};
+use super::head_lines::HeadProgress;
+use super::listener::{ListenerSettings, Protocol};
 use super::path::{self, Connected};
 use super::policy::{Policy, Refusal};
 use super::pump::{Early, EndedBy, Silence, pump};
-use super::stats::{RelaySnapshot, Stats};
+use super::response_head::response;
+use super::stats::Stats;
 
 /// TLS alerts for what is not the client's fault in TLS terms (RFC 8446 §6.2).
 const ACCESS_DENIED: u8 = 49;
 const INTERNAL_ERROR: u8 = 80;
 
-/// The running relay: its listeners, its policy, its counters.
-#[derive(Clone)]
-pub struct Relay(Arc<Shared>);
-
+/// What all sessions of a relay share.
 pub(super) struct Shared {
-    policy: ArcSwap<Policy>,
-    stats: Stats,
-    next_session: AtomicU64,
+    pub(super) policy: ArcSwap<Policy>,
+    pub(super) stats: Stats,
+    pub(super) next_session: AtomicU64,
     /// No more sessions begin.
-    draining: watch::Sender<bool>,
+    pub(super) draining: watch::Sender<bool>,
     /// Sessions that stand end now.
-    stop: watch::Sender<bool>,
+    pub(super) stop: watch::Sender<bool>,
 }
 
 /// What is known of a session so far; becomes the access line.
@@ -60,57 +59,6 @@ struct Outcome {
     detail: Option<String>,
     /// Which side failed, if one did.
     fault: Option<&'static str>,
-}
-
-impl Relay {
-    pub fn new(policy: Policy) -> Self {
-        Self(Arc::new(Shared {
-            policy: ArcSwap::from_pointee(policy),
-            stats: Stats::default(),
-            next_session: AtomicU64::new(1),
-            draining: watch::channel(false).0,
-            stop: watch::channel(false).0,
-        }))
-    }
-
-    /// Sessions that begin from now on obey `policy`; those that stand keep theirs.
-    pub fn set_policy(&self, policy: Policy) {
-        self.0.policy.store(Arc::new(policy));
-    }
-
-    /// Starts to accept. The task ends when the relay drains.
-    pub fn serve(&self, listener: Listener) -> tokio::task::JoinHandle<()> {
-        tokio::spawn(accept_loop(Arc::clone(&self.0), listener, self.0.draining.subscribe()))
-    }
-
-    pub fn snapshot(&self) -> RelaySnapshot {
-        let mut snapshot = self.0.stats.snapshot();
-        snapshot.draining = *self.0.draining.borrow();
-        snapshot
-    }
-
-    /// Stops accepting, lets sessions run on for the drain limit, then ends them. Returns how many were cut.
-    pub async fn drain(&self) -> u64 {
-        self.0.draining.send_replace(true);
-        let limit = self.0.policy.load().limits.drain;
-        let drained = self.until_empty(limit).await;
-        if drained {
-            return 0;
-        }
-        let cut = self.0.stats.with(|stats| stats.open);
-        self.0.stop.send_replace(true);
-        self.until_empty(std::time::Duration::from_secs(2)).await;
-        cut
-    }
-
-    async fn until_empty(&self, limit: std::time::Duration) -> bool {
-        let empty = async {
-            while self.0.stats.with(|stats| stats.open) > 0 {
-                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-            }
-        };
-        tokio::time::timeout(limit, empty).await.is_ok()
-    }
 }
 
 /// Runs one session and accounts for it.

@@ -34,13 +34,15 @@ pub enum TunError {
 impl Tun {
     /// Makes the device `name` (at most 15 bytes), down and without an address.
     pub fn create(name: &str) -> Result<Self, TunError> {
-        let file =
-            OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(DEVICE).map_err(|source| {
-                match source.kind() {
-                    io::ErrorKind::PermissionDenied => TunError::Permission { name: name.to_owned() },
-                    _ => TunError::Open { source },
-                }
-            })?;
+        let options = libc::O_NONBLOCK | libc::O_CLOEXEC;
+        let opened = OpenOptions::new().read(true).write(true).custom_flags(options).open(DEVICE);
+        let file = opened.map_err(|source| {
+            if source.kind() == io::ErrorKind::PermissionDenied {
+                TunError::Permission { name: name.to_owned() }
+            } else {
+                TunError::Open { source }
+            }
+        })?;
         // SAFETY: an all-zero ifreq is valid; it is plain data.
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
         for (to, from) in request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(name.bytes()) {

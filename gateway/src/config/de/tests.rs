@@ -1,5 +1,9 @@
 use proptest::prelude::*;
 
+use serde::Deserialize;
+
+use super::super::diagnostic::Span;
+use super::super::field::{Entries, Field, ScalarOr};
 use super::*;
 use crate::config::yaml::parse;
 

@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 
 use tunnel::Cloud;
 
-use super::de::Field;
 use super::diagnostic::{Diagnostic, Diagnostics, Place};
+use super::field::Field;
 use super::raw::{RawCloud, RawConfig, RawGateway, RawSecret, RawUnderlay};
 use super::settings::{GatewaySettings, Settings, UnderlaySettings};
 use crate::secret::{Secret, SecretSource};

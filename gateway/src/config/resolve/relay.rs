@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use tunnel::TunnelSettings;
 
-use super::super::de::{Field, ScalarOr};
 use super::super::diagnostic::{Diagnostic, Span};
+use super::super::field::{Field, ScalarOr};
 use super::super::raw::{RawHost, RawKind, RawLimits, RawListener, RawPath, RawRelay, RawSensor};
 use super::super::settings::{Listen, ListenerAt, PathSettings, RelaySettings, UnderlaySettings, Via};
 use super::{Context, words};

@@ -9,8 +9,8 @@ use tunnel::{
     Cloud, EndpointSettings, Mode, PeerSettings, PresharedKey, PrivateKey, ProbeSettings, PublicKey, TunnelSettings, default_mtu,
 };
 
-use super::super::de::{Entry, Field, ScalarOr};
 use super::super::diagnostic::{Diagnostic, Span};
+use super::super::field::{Entry, Field, ScalarOr};
 use super::super::raw::{RawConfig, RawEndpoint, RawMode, RawPeer, RawProbe, RawSwitch, RawTunnel};
 use super::super::settings::UnderlaySettings;
 use super::{Context, cloud, words};

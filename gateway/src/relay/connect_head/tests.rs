@@ -1,13 +1,13 @@
 //! Good and bad heads. Each is read at once, byte by byte and in 100-byte segments, and must give
 //! the same answer each time.
-//!
-//! Source: reference/relay.md §4.3, "CONNECT listener" and "Parents".
 
 use std::iter;
 
 use proptest::prelude::*;
 use proptest::sample::Index;
 
+use super::super::head_lines::MAX_HEAD_BYTES;
+use super::super::response_head::{ResponseHead, ResponseHeadError, ResponseHeadReader, connect_request, response};
 use super::*;
 
 const REQUEST_LINE: &str = "CONNECT hub.example:443 HTTP/1.1\r\n";
@@ -470,7 +470,7 @@ fn rejected_response(stream: &[u8]) -> ResponseHeadError {
 }
 
 /// Reads a request in the three deliveries, which must agree.
-fn read(stream: &[u8]) -> HeadProgress {
+fn read(stream: &[u8]) -> HeadProgress<ConnectHead, HeadError> {
     let at_once = read_in_pieces(stream, iter::empty());
     let byte_by_byte = read_in_pieces(stream, 0..stream.len());
     let in_segments = read_in_pieces(stream, (0..stream.len()).step_by(100));
@@ -490,7 +490,7 @@ fn read_response(stream: &[u8]) -> HeadProgress<ResponseHead, ResponseHeadError>
     at_once
 }
 
-fn read_in_pieces(stream: &[u8], ends: impl IntoIterator<Item = usize>) -> HeadProgress {
+fn read_in_pieces(stream: &[u8], ends: impl IntoIterator<Item = usize>) -> HeadProgress<ConnectHead, HeadError> {
     let mut reader = ConnectHeadReader::new();
     in_pieces(stream, ends, |received| reader.handle_bytes(received))
 }
@@ -514,7 +514,7 @@ fn in_pieces<Head, Error>(
 }
 
 /// Everything that a reader of requests says, with the password, in a form that can be compared.
-fn parts(progress: HeadProgress) -> HeadProgress<Parts, HeadError> {
+fn parts(progress: HeadProgress<ConnectHead, HeadError>) -> HeadProgress<Parts, HeadError> {
     match progress {
         HeadProgress::NeedMore => HeadProgress::NeedMore,
         HeadProgress::Rejected(error) => HeadProgress::Rejected(error),
