@@ -152,7 +152,7 @@ impl Peer {
     }
 
     pub(crate) fn roamed(&self) -> bool {
-        self.endpoint.is_some_and(|endpoint| !self.endpoints.contains(&endpoint))
+        !self.endpoints.is_empty() && self.endpoint.is_some_and(|endpoint| !self.endpoints.contains(&endpoint))
     }
 
     pub(crate) const fn has_session(&self) -> bool {

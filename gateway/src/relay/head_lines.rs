@@ -146,9 +146,9 @@ pub(super) fn parse_fields<'h, 'b>(
 
 /// Longest head, request or response. A CONNECT takes some 200 bytes, 2 KB with a large token; what
 /// would need more than 8 KiB is not for us.
-pub const MAX_HEAD_BYTES: usize = 8192;
+pub(super) const MAX_HEAD_BYTES: usize = 8192;
 
 /// Most fields in a head; clients send about five.
-pub const MAX_FIELDS: usize = 64;
+pub(super) const MAX_FIELDS: usize = 64;
 
 const CRLF_BYTES: usize = 2;

@@ -226,7 +226,8 @@ fn a_replayed_initiation_is_dropped() {
 
 #[test]
 fn an_authenticated_datagram_from_elsewhere_moves_the_endpoint() {
-    let (mut network, a, b, _, _) = pair();
+    let (mut network, a, b, key_a, _) = pair();
+    network.node(b).engine.apply(PeerChange::Endpoints(key_a, vec![Endpoint { address: a, interface: None }]), Instant::now());
     network.tick();
     network.run();
     network.send(a, &ipv4("10.0.0.1", "10.0.0.2", b"moved")).expect("sent");

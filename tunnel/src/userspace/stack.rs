@@ -107,8 +107,15 @@ struct Flow {
 }
 
 enum Purpose {
-    Listening { port: u16 },
-    Dialing { deadline: Instant, reply: Option<oneshot::Sender<Result<Stream, DialError>>> },
+    /// `replaced`: another socket listens in its stead already.
+    Listening {
+        port: u16,
+        replaced: bool,
+    },
+    Dialing {
+        deadline: Instant,
+        reply: Option<oneshot::Sender<Result<Stream, DialError>>>,
+    },
     Open(Open),
 }
 
@@ -165,6 +172,10 @@ impl Stack {
         let now = self.time(now);
         while self.device.inbox.is_some() {
             self.interface.poll_ingress_single(now, &mut self.device, &mut self.sockets);
+        }
+        // A connection takes a listening socket with it: the next one in the same burst must find another.
+        if opens_connection(packet) {
+            self.serve_ready();
         }
     }
 
@@ -260,7 +271,7 @@ impl Stack {
     fn listen(&mut self, port: u16) {
         let Some(handle) = self.add_socket() else { return };
         if self.sockets.get_mut::<tcp::Socket<'_>>(handle).listen(IpListenEndpoint::from(port)).is_ok() {
-            self.add_flow(handle, Purpose::Listening { port });
+            self.add_flow(handle, Purpose::Listening { port, replaced: false });
         } else {
             self.sockets.remove(handle);
         }
@@ -318,30 +329,29 @@ impl Stack {
         socket.register_send_waker(&flow.waker);
         let (mut replenish, mut keep) = (None, true);
         match &mut flow.purpose {
-            Purpose::Listening { port } => {
+            Purpose::Listening { port, replaced } => {
                 let port = *port;
-                match socket.state() {
+                let state = socket.state();
+                // An opening that is broken off returns the socket to listening; it is then one too many, until used.
+                if state != tcp::State::Listen && !std::mem::replace(replaced, true) {
+                    replenish = Some(port);
+                }
+                match state {
                     tcp::State::Listen | tcp::State::SynReceived | tcp::State::SynSent => {}
-                    tcp::State::Closed => {
-                        keep = false;
-                        replenish = Some(port);
-                    }
+                    tcp::State::Closed => keep = false,
                     tcp::State::Established
                     | tcp::State::FinWait1
                     | tcp::State::FinWait2
                     | tcp::State::CloseWait
                     | tcp::State::Closing
                     | tcp::State::LastAck
-                    | tcp::State::TimeWait => {
-                        replenish = Some(port);
-                        match self.ports.get(&port).and_then(|accepted| accept(socket, accepted)) {
-                            Some(open) => flow.purpose = Purpose::Open(open),
-                            None => {
-                                socket.abort();
-                                keep = false;
-                            }
+                    | tcp::State::TimeWait => match self.ports.get(&port).and_then(|accepted| accept(socket, accepted)) {
+                        Some(open) => flow.purpose = Purpose::Open(open),
+                        None => {
+                            socket.abort();
+                            keep = false;
                         }
-                    }
+                    },
                 }
             }
             Purpose::Dialing { reply, .. } => {
@@ -387,6 +397,7 @@ impl Stack {
     /// Ends dials whose deadline has passed and ports whose listener is gone.
     fn expire(&mut self, now: Instant) {
         let mut ended = Vec::new();
+        let mut listening: HashMap<u16, usize> = HashMap::new();
         for (handle, flow) in &mut self.flows {
             match &mut flow.purpose {
                 Purpose::Dialing { deadline, reply } => {
@@ -398,7 +409,8 @@ impl Stack {
                         ended.push(*handle);
                     }
                 }
-                Purpose::Listening { port } => {
+                Purpose::Listening { port, replaced } => {
+                    *listening.entry(*port).or_default() += usize::from(!*replaced);
                     if self.ports.get(port).is_none_or(mpsc::Sender::is_closed) {
                         ended.push(*handle);
                     }
@@ -407,6 +419,11 @@ impl Stack {
             }
         }
         self.ports.retain(|_, accepted| !accepted.is_closed());
+        // Where the bound on streams kept a listening socket from being replaced, it is now.
+        let short: Vec<u16> = self.ports.keys().filter(|port| listening.get(port).is_none_or(|count| *count < BACKLOG)).copied().collect();
+        for port in short {
+            self.listen(port);
+        }
         if ended.is_empty() {
             return;
         }
@@ -424,6 +441,18 @@ impl Stack {
     fn time(&self, now: Instant) -> StackInstant {
         StackInstant::from_micros(i64::try_from(now.saturating_duration_since(self.epoch).as_micros()).unwrap_or(i64::MAX))
     }
+}
+
+/// Whether `packet` is a TCP SYN without ACK. Extension headers are not followed: such a connection waits for the
+/// lane's next turn.
+fn opens_connection(packet: &[u8]) -> bool {
+    let (protocol, header) = match packet.first().map(|byte| byte >> 4) {
+        Some(4) => (packet.get(9), usize::from(packet.first().map_or(0, |byte| byte & 0x0f)) * 4),
+        Some(6) => (packet.get(6), 40),
+        _ => return false,
+    };
+    const TCP: u8 = 6;
+    protocol == Some(&TCP) && packet.get(header + 13).is_some_and(|flags| flags & 0x12 == 0x02)
 }
 
 /// A pipe: the relay's end, and the flow's.
@@ -484,10 +513,10 @@ impl Open {
                 }
             }
         }
+        if socket.state() == tcp::State::Closed && !(self.sent_end && self.received_end) {
+            self.fate.reset.store(true, Ordering::Release);
+        }
         if !self.received_end && !socket.may_recv() {
-            if socket.state() == tcp::State::Closed {
-                self.fate.reset.store(true, Ordering::Release);
-            }
             self.received_end = true;
             // An in-memory pipe shuts down at once.
             let _done = Pin::new(&mut self.pipe).poll_shutdown(cx);

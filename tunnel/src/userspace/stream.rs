@@ -90,10 +90,12 @@ impl AsyncRead for Stream {
 
 impl AsyncWrite for Stream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = if self.reset() { Poll::Pending } else { Pin::new(&mut self.pipe).poll_write(cx, bytes) };
+        // The lane sets the fate before it lets go of its end of the pipe.
         if self.reset() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
-        Pin::new(&mut self.pipe).poll_write(cx, bytes)
+        written
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
