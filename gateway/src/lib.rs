@@ -7,6 +7,7 @@ mod endpoints;
 mod forwarding;
 mod inside;
 pub mod plan;
+mod privilege;
 pub mod relay;
 pub mod secret;
 pub mod supervisor;

@@ -109,9 +109,9 @@ fn read_file(path: &Path) -> Result<Secret, SecretError> {
     Ok(Secret::new(text.to_owned()))
 }
 
-/// The user that the process acts as, from /proc so that no unsafe call is needed.
+/// The user that the process acts as.
 pub fn effective_user() -> u32 {
-    std::fs::metadata("/proc/self").map_or(u32::MAX, |metadata| metadata.uid())
+    rustix::process::geteuid().as_raw()
 }
 
 impl PartialEq for Secret {

@@ -12,6 +12,7 @@ use super::check::load;
 use super::{INVALID, RunArgs};
 use crate::admin::{Admin, explain};
 use crate::config::Settings;
+use crate::privilege;
 use crate::supervisor::{Shared, Supervisor};
 use crate::telemetry;
 use crate::terminal::complain;
@@ -28,6 +29,8 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::from(INVALID));
     };
     telemetry::start(args.log.as_deref(), args.log_format).map_err(anyhow::Error::msg)?;
+    privilege::forbid_dumps();
+    privilege::raise_descriptor_limit(settings.relay.as_ref().map_or(0, |relay| relay.limits.sessions));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("the runtime cannot be started")?;
     let code = runtime.block_on(live(args, settings));
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
