@@ -393,11 +393,16 @@ impl RunningTunnel {
     fn start(prepared: PreparedTunnel, underlays: &BTreeMap<String, UnderlaySettings>, resolver: &Resolver) -> Result<Self, StartError> {
         let PreparedTunnel { settings, mode, socket, port, network, wake } = prepared;
         let key = settings.private_key.clone();
-        let lane = Lane::start(LaneSettings { name: settings.name.clone(), key, mtu: settings.mtu, socket, port, wake })
-            .map_err(|source| StartError::Lane { tunnel: settings.name.clone(), source })?;
-        for peer in &settings.peers {
-            lane.change(PeerChange::Add(peer.clone()));
-        }
+        let lane = Lane::start(LaneSettings {
+            name: settings.name.clone(),
+            key,
+            mtu: settings.mtu,
+            peers: settings.peers.clone(),
+            socket,
+            port,
+            wake,
+        })
+        .map_err(|source| StartError::Lane { tunnel: settings.name.clone(), source })?;
         let lane = Arc::new(lane);
         let snapshots = lane.snapshots();
         let (wanted, watched) = watch::channel(Wanted { peers: settings.peers, underlays: underlays.clone() });

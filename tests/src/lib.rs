@@ -7,7 +7,8 @@
 //!  skyway       one gateway: its YAML, its secrets, its running program (and access: its access lines)
 //!    ├ topology   sensor ─ foreign gateway ─ router ─ VNET gateway ─ server, and the smaller pair
 //!    ├ site       two gateways on that topology, in TUN mode
-//!    └ loopback   two gateways on 127.0.0.0/8, in userspace mode, for whoever is not root
+//!    ├ loopback   two gateways on 127.0.0.0/8, in userspace mode, for whoever is not root
+//!    └ direct     one without a tunnel, for what only the relay has to do with
 //!  tls, nginx   servers as Defender's; sensor, hello: clients, well and ill behaved; sink: a server of raw bytes
 //!  wireguard_go a peer written by others
 //!  counter      packets that left outside the tunnel
@@ -17,6 +18,7 @@
 
 pub mod access;
 pub mod counter;
+pub mod direct;
 pub mod hello;
 pub mod keys;
 pub mod loopback;

@@ -33,6 +33,7 @@ pub struct Finished {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signal {
     Terminate,
+    Interrupt,
     Kill,
     HangUp,
 }
@@ -180,6 +181,7 @@ impl Signal {
     const fn number(self) -> libc::c_int {
         match self {
             Self::Terminate => libc::SIGTERM,
+            Self::Interrupt => libc::SIGINT,
             Self::Kill => libc::SIGKILL,
             Self::HangUp => libc::SIGHUP,
         }

@@ -225,8 +225,8 @@ impl Gateway {
         wait_for(&format!("every peer of {} is up", self.name), within, || {
             let status = self.status();
             let tunnels = status["tunnels"].as_array().into_iter().flatten();
-            let mut states = tunnels.flat_map(|tunnel| tunnel["peers"].as_array().into_iter().flatten()).map(|peer| &peer["state"]);
-            states.all(|state| *state == "up")
+            let peers: Vec<&Value> = tunnels.flat_map(|tunnel| tunnel["peers"].as_array().into_iter().flatten()).collect();
+            !peers.is_empty() && peers.iter().all(|peer| peer["state"] == "up")
         });
     }
 

@@ -46,17 +46,18 @@ fn pair(outer: &str) -> (Side, Side) {
         ];
         let inside = addresses.iter().map(|address: &ipnet::IpNet| address.addr()).collect();
         let (network, stack) = network(addresses, 1340, wake.clone());
+        let key = keys[other].public_key();
+        let peers = vec![peer(key, &[&format!("10.99.0.{}/32", other + 1), &format!("fd99::{}/128", other + 1)])];
         let settings = LaneSettings {
             name: format!("lane-{own}"),
             key: keys[own].clone(),
             mtu: 1340,
+            peers,
             socket,
             port: PreparedPort::Userspace(stack),
             wake,
         };
         let lane = Lane::start(settings).expect("a lane");
-        let key = keys[other].public_key();
-        lane.change(PeerChange::Add(peer(key, &[&format!("10.99.0.{}/32", other + 1), &format!("fd99::{}/128", other + 1)])));
         if own == 0 {
             let address: SocketAddr = format!("{outer}:{}", ports[other]).parse().expect("an address");
             lane.change(PeerChange::Endpoints(key, vec![Endpoint { address, interface: None }]));

@@ -31,6 +31,7 @@ use crate::batch::{Batch, Endpoint};
 use crate::engine::{Engine, Event, PeerChange, Received};
 use crate::error::DropReason;
 use crate::key::{PrivateKey, PublicKey};
+use crate::settings::PeerSettings;
 use crate::stats::Snapshot;
 
 /// Datagrams or packets taken from one input before the others have their turn.
@@ -46,6 +47,8 @@ pub struct LaneSettings {
     pub name: String,
     pub key: PrivateKey,
     pub mtu: u32,
+    /// Those that there are from the start.
+    pub peers: Vec<PeerSettings>,
     pub socket: UdpSocket,
     pub port: PreparedPort,
     pub wake: Wake,
@@ -70,7 +73,10 @@ impl Lane {
     pub fn start(settings: LaneSettings) -> io::Result<Self> {
         let now = Instant::now();
         let (commands, inbox) = sync_channel(COMMANDS);
-        let engine = Engine::new(settings.key, settings.mtu, now);
+        let mut engine = Engine::new(settings.key, settings.mtu, now);
+        for peer in settings.peers {
+            engine.apply(PeerChange::Add(peer), now);
+        }
         let (publisher, snapshot) = watch::channel(engine.snapshot(now, SystemTime::now(), settings.socket.port()));
         let wake = settings.wake.clone();
         let name = settings.name;
@@ -81,8 +87,18 @@ impl Lane {
                 let span = tracing::info_span!("tunnel", name);
                 let _entered = span.enter();
                 let port = PacketPort::open(prepared, &wake, now);
-                let mut running =
-                    Running { engine, socket, port, wake, inbox, publisher, published: now, batch: Batch::new(), unsent: None };
+                let mut running = Running {
+                    engine,
+                    socket,
+                    port,
+                    wake,
+                    inbox,
+                    publisher,
+                    published: now,
+                    batch: Batch::new(),
+                    unsent: None,
+                    stale: false,
+                };
                 // A bug must not leave a silent tunnel: the closed snapshot channel tells the supervisor.
                 match catch_unwind(AssertUnwindSafe(|| running.run())) {
                     Ok(Ok(())) => debug!("lane stopped"),
@@ -148,6 +164,8 @@ struct Running {
     batch: Batch,
     /// The last datagram was refused: where to, and the system's error.
     unsent: Option<(Endpoint, Option<i32>)>,
+    /// An edit has made the published snapshot untrue.
+    stale: bool,
 }
 
 impl Running {
@@ -180,7 +198,10 @@ impl Running {
     fn obey(&mut self, now: Instant) -> bool {
         loop {
             match self.inbox.try_recv() {
-                Ok(Command::Change(change)) => self.engine.apply(*change, now),
+                Ok(Command::Change(change)) => {
+                    self.engine.apply(*change, now);
+                    self.stale = true;
+                }
                 Ok(Command::SetMtu(mtu)) => {
                     self.engine.set_mtu(mtu);
                     self.port.set_mtu(mtu);
@@ -250,7 +271,7 @@ impl Running {
 
     /// Logs news and publishes counters.
     fn tell(&mut self, now: Instant) {
-        let mut news = false;
+        let mut news = std::mem::take(&mut self.stale);
         while let Some(event) = self.engine.poll_event() {
             news = true;
             log(&event);
