@@ -1,6 +1,6 @@
 //! Where peers are: names become addresses, underlays become interfaces, and both again while a peer does not answer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +25,9 @@ pub(crate) struct Wanted {
     pub underlays: BTreeMap<String, UnderlaySettings>,
 }
 
+/// The last good answer for each name: a name server that falls silent takes no endpoint away.
+type Answers = HashMap<String, Vec<IpAddr>>;
+
 /// Keeps the endpoints of one tunnel's peers resolved until `wanted` closes.
 pub(crate) async fn watch_endpoints(
     lane: Arc<Lane>,
@@ -32,26 +35,25 @@ pub(crate) async fn watch_endpoints(
     mut wanted: watch::Receiver<Wanted>,
     snapshots: watch::Receiver<Snapshot>,
 ) {
+    let mut answers = Answers::new();
     // A complaint is made once, not every five seconds.
     let mut complained: Vec<String> = Vec::new();
     loop {
         let now = wanted.borrow_and_update().clone();
-        let mut complete = true;
-        for peer in &now.peers {
-            if peer.endpoints.is_empty() {
-                continue;
+        // What needs no asking first: a slow name server must not hold up an address.
+        let mut problems = hand_over(&lane, &now, &answers);
+        for host in names(&now.peers) {
+            match resolver.resolve(&host).await {
+                Ok(addresses) => drop(answers.insert(host, addresses)),
+                Err(error) => problems.push(format!("{host}: {error}")),
             }
-            let (endpoints, problems) = resolve(&peer.endpoints, &now.underlays, &resolver).await;
-            complete &= problems.is_empty();
-            for problem in problems {
-                if !complained.contains(&problem) {
-                    warn!(peer = peer.public_key.short(), reason = %problem, "endpoint not usable; trying again");
-                    complained.push(problem);
-                }
-            }
-            debug!(peer = peer.public_key.short(), ?endpoints, "endpoints resolved");
-            if !endpoints.is_empty() && !lane.change(PeerChange::Endpoints(peer.public_key, endpoints)) {
-                return;
+        }
+        problems.extend(hand_over(&lane, &now, &answers));
+        let complete = problems.is_empty();
+        for problem in problems {
+            if !complained.contains(&problem) {
+                warn!(reason = %problem, "endpoint not usable; trying again");
+                complained.push(problem);
             }
         }
         let again = if complete { REFRESH } else { RETRY };
@@ -65,23 +67,35 @@ pub(crate) async fn watch_endpoints(
     }
 }
 
-/// Waits for `again`, and on while every peer is up.
-async fn needed(snapshots: &watch::Receiver<Snapshot>, again: Duration, complete: bool) {
-    loop {
-        tokio::time::sleep(again).await;
-        if !complete || snapshots.borrow().peers.iter().any(|peer| peer.state != PeerState::Up) {
-            return;
+/// Gives the lane what is known of every peer's endpoints; returns what is wrong with the underlays.
+fn hand_over(lane: &Lane, wanted: &Wanted, answers: &Answers) -> Vec<String> {
+    let mut problems = Vec::new();
+    for peer in &wanted.peers {
+        let endpoints = known(&peer.endpoints, &wanted.underlays, answers, &mut problems);
+        debug!(peer = peer.public_key.short(), ?endpoints, "endpoints known");
+        // Names that have not resolved yet leave what is known alone; a list that was emptied does not.
+        if !endpoints.is_empty() || peer.endpoints.is_empty() {
+            // A lane that has ended is the supervisor's to notice.
+            let _running = lane.change(PeerChange::Endpoints(peer.public_key, endpoints));
         }
     }
+    problems
 }
 
-/// All addresses in the order of preference, and what is wrong with those that are missing.
-async fn resolve(
+/// The names among the endpoints, each once.
+fn names(peers: &[PeerSettings]) -> BTreeSet<String> {
+    let hosts = peers.iter().flat_map(|peer| &peer.endpoints).map(|endpoint| &endpoint.host);
+    hosts.filter(|host| host.parse::<IpAddr>().is_err()).cloned().collect()
+}
+
+/// All addresses in the order of preference.
+fn known(
     endpoints: &[EndpointSettings],
     underlays: &BTreeMap<String, UnderlaySettings>,
-    resolver: &Resolver,
-) -> (Vec<Endpoint>, Vec<String>) {
-    let (mut resolved, mut problems) = (Vec::new(), Vec::new());
+    answers: &Answers,
+    problems: &mut Vec<String>,
+) -> Vec<Endpoint> {
+    let mut known = Vec::new();
     for endpoint in endpoints {
         let underlay = endpoint.underlay.as_ref().and_then(|name| underlays.get(name));
         let interface = match underlay.and_then(|underlay| underlay.interface.as_deref()).map(interface_index) {
@@ -92,19 +106,21 @@ async fn resolve(
                 continue;
             }
         };
-        let addresses = match endpoint.host.parse::<IpAddr>() {
-            Ok(address) => vec![address],
-            Err(_) => match resolver.resolve(&endpoint.host).await {
-                Ok(addresses) => addresses,
-                Err(error) => {
-                    problems.push(format!("{}: {error}", endpoint.host));
-                    continue;
-                }
-            },
-        };
-        resolved.extend(addresses.into_iter().map(|address| Endpoint { address: SocketAddr::new(address, endpoint.port), interface }));
+        let literal = endpoint.host.parse::<IpAddr>().ok().map(|address| vec![address]);
+        let addresses = literal.or_else(|| answers.get(&endpoint.host).cloned()).unwrap_or_default();
+        known.extend(addresses.into_iter().map(|address| Endpoint { address: SocketAddr::new(address, endpoint.port), interface }));
     }
-    (resolved, problems)
+    known
+}
+
+/// Waits for `again`, and on while every peer is up.
+async fn needed(snapshots: &watch::Receiver<Snapshot>, again: Duration, complete: bool) {
+    loop {
+        tokio::time::sleep(again).await;
+        if !complete || snapshots.borrow().peers.iter().any(|peer| peer.state != PeerState::Up) {
+            return;
+        }
+    }
 }
 
 fn interface_index(name: &str) -> Result<u32, String> {

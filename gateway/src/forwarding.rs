@@ -1,6 +1,6 @@
 //! Joins the halves: what the tunnels carry becomes routes, kill switch and inward filter.
 //!
-//! This and [`crate::inside`] are the only files that name both a tunnel and something outside it.
+//! Pure: what comes of it is put into the kernel by [`crate::host`].
 
 use ipnet::IpNet;
 use routing::{Fib, InvalidInterface, InwardFilter, NextHop, Protected, Route, Service, TunnelFilter};

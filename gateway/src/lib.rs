@@ -5,6 +5,7 @@ pub mod config;
 mod demo;
 mod endpoints;
 mod forwarding;
+mod host;
 mod inside;
 pub mod plan;
 mod privilege;

@@ -12,17 +12,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use routing::io::{Kernel, KernelError, nft};
-use routing::{Fib, render};
 use tokio::sync::{Mutex, watch};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 use tunnel::io::{Lane, LaneSettings, PreparedPort, Tun, TunError, UdpError, UdpSocket, Wake};
 use tunnel::userspace::{Network, network};
 use tunnel::{Mode, PeerChange, Snapshot, TunnelSettings};
 
 use crate::config::{self, Diagnostics, Listen, ListenerAt, ReadError, RelaySettings, Settings, UnderlaySettings, Via};
 use crate::endpoints::{Wanted, watch_endpoints};
-use crate::forwarding;
+use crate::host::{Host, HostError};
 use crate::inside::{TunnelAcceptor, TunnelDialer, Way};
 use crate::plan::{Change, NeedsRestart, Plan};
 use crate::relay::{Acceptor, Dialer, DirectDialer, Listener, ListenerSettings, Path, Policy, Relay, Resolver, ResolverError, TcpAcceptor};
@@ -34,13 +32,11 @@ pub struct Supervisor {
     settings: Settings,
     tunnels: Vec<RunningTunnel>,
     /// Present if any tunnel has a TUN device.
-    kernel: Option<Kernel>,
+    host: Option<Host>,
     relay: Option<Relay>,
     pub(crate) started: Instant,
     pub(crate) started_at: SystemTime,
     pub(crate) generation: u64,
-    /// Routes that wait for something, as the last reconciliation left them.
-    pub(crate) waiting: Vec<routing::Route>,
 }
 
 pub(crate) struct RunningTunnel {
@@ -71,12 +67,8 @@ pub enum StartError {
     Listener { listener: String, address: SocketAddr, source: std::io::Error },
     #[error("listener {listener}: port {port} inside the tunnel {tunnel} is taken")]
     InsideTaken { listener: String, tunnel: String, port: u16 },
-    #[error("routes: {0}")]
-    Kernel(#[from] KernelError),
-    #[error("inward filter: {0}")]
-    Nft(#[from] nft::NftError),
-    #[error("inward filter: {0}")]
-    Filter(#[from] routing::InvalidInterface),
+    #[error(transparent)]
+    Host(#[from] HostError),
     #[error("{0}")]
     Resolver(#[from] ResolverError),
 }
@@ -103,9 +95,9 @@ pub struct Reloaded {
 /// Everything that a start needs and that can fail.
 struct Prepared {
     tunnels: Vec<PreparedTunnel>,
-    kernel: Option<Kernel>,
+    host: Option<Host>,
     /// Listeners on the host's addresses, bound.
-    host: Vec<(ListenerAt, TcpAcceptor)>,
+    listeners: Vec<(ListenerAt, TcpAcceptor)>,
     resolver: Resolver,
 }
 
@@ -119,29 +111,31 @@ struct PreparedTunnel {
 }
 
 impl Supervisor {
-    /// Brings everything up, or nothing: what was made is taken down again if a later part fails.
+    /// Brings everything up. If a part fails, sockets, devices and lanes go again; the kill switch, if it was set, stays.
     pub async fn start(file: PathBuf, settings: Settings) -> Result<Self, StartError> {
         let prepared = prepare(&settings).await?;
         let mut supervisor = Self {
             file,
             settings,
             tunnels: Vec::new(),
-            kernel: prepared.kernel,
+            host: prepared.host,
             relay: None,
             started: Instant::now(),
             started_at: SystemTime::now(),
             generation: 1,
-            waiting: Vec::new(),
         };
-        supervisor.open_kernel(&prepared.tunnels).await?;
+        if let Some(host) = &mut supervisor.host {
+            let tun = prepared.tunnels.iter().filter(|tunnel| tunnel.mode == Mode::Tun).map(|tunnel| &tunnel.settings);
+            host.open(&supervisor.settings, &tun.collect::<Vec<_>>()).await?;
+        }
         for tunnel in prepared.tunnels {
             let running = RunningTunnel::start(tunnel, &supervisor.settings.underlays, &prepared.resolver)?;
             supervisor.tunnels.push(running);
         }
         if let Some(relay) = supervisor.settings.relay.clone() {
-            let policy = supervisor.policy(&relay)?;
+            let policy = supervisor.policy(&supervisor.settings, &relay)?;
             let running = Relay::new(policy);
-            for listener in supervisor.listeners(&relay, prepared.host).await? {
+            for listener in supervisor.listeners(&relay, prepared.listeners).await? {
                 running.serve(listener);
             }
             supervisor.relay = Some(running);
@@ -161,11 +155,14 @@ impl Supervisor {
             return Ok(Reloaded { changes, generation: self.generation });
         }
         // All that can fail: the resolver's set-up, the filter's text and the rules of nft.
-        let policy = desired.relay.as_ref().map(|relay| self.policy(relay)).transpose()?;
-        self.apply_kernel(&desired).await?;
-        self.apply(&plan, policy);
+        let policy = desired.relay.as_ref().map(|relay| self.policy(&desired, relay)).transpose()?;
+        let tun = (self.tun(&self.settings), self.tun(&desired));
+        if let Some(host) = &mut self.host {
+            host.change(&self.settings, &desired, (&tun.0, &tun.1)).await.map_err(StartError::Host)?;
+        }
+        self.apply(&plan, policy).await;
         self.settings = desired;
-        self.settle().await;
+        self.settle();
         self.generation += 1;
         info!(generation = self.generation, changes = changes.len(), "reloaded");
         for change in &changes {
@@ -174,14 +171,16 @@ impl Supervisor {
         Ok(Reloaded { changes, generation: self.generation })
     }
 
-    /// Ends the relay's sessions in order, then the tunnels. The kill switch stays.
-    pub async fn stop(&mut self) {
-        if let Some(relay) = self.relay.take() {
-            let cut = relay.drain().await;
-            if cut > 0 {
-                warn!(sessions = cut, "sessions were cut at the end of the drain");
-            }
+    /// Holds the kernel against the settings, and puts back what somebody else changed.
+    pub async fn maintain(&mut self) {
+        let tun = self.tun(&self.settings);
+        if let Some(host) = &mut self.host {
+            host.maintain(&self.settings, &tun).await;
         }
+    }
+
+    /// Ends the tunnels, once the relay has drained. The kill switch stays.
+    pub async fn stop(&mut self) {
         let tunnels = std::mem::take(&mut self.tunnels);
         // Lanes join their threads.
         let _ended = tokio::task::spawn_blocking(move || drop(tunnels)).await;
@@ -193,6 +192,11 @@ impl Supervisor {
 
     pub(crate) const fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// Routes that wait for their tunnel's device.
+    pub(crate) fn waiting(&self) -> &[routing::Route] {
+        self.host.as_ref().map_or(&[], Host::waiting)
     }
 
     pub(crate) fn tunnels(&self) -> &[RunningTunnel] {
@@ -221,57 +225,8 @@ impl Supervisor {
         }
     }
 
-    /// Kill switch first, then the filter, then addresses and routes.
-    async fn open_kernel(&mut self, prepared: &[PreparedTunnel]) -> Result<(), StartError> {
-        let Some(kernel) = &self.kernel else { return Ok(()) };
-        let tun: Vec<&TunnelSettings> = prepared.iter().filter(|tunnel| tunnel.mode == Mode::Tun).map(|tunnel| &tunnel.settings).collect();
-        kernel.ensure_rules().await?;
-        kernel.reconcile(&forwarding::kill_switch(&self.settings, &tun)).await?;
-        let filter = forwarding::inward_filter(&self.settings, &tun)?;
-        nft::apply(&render::nft::inward_filter_script(&self.settings.gateway.name, &filter)).await?;
-        for tunnel in &tun {
-            kernel.set_addresses(&tunnel.name, &tunnel.addresses).await?;
-            kernel.set_up(&tunnel.name, tunnel.mtu).await?;
-        }
-        let report = kernel.reconcile(&forwarding::fib(&self.settings, &tun)).await?;
-        self.waiting = report.waiting;
-        warn_if_not_forwarding(&self.settings);
-        Ok(())
-    }
-
-    /// The kernel's part of a reload that can fail: the filter, and the routes of both configurations together.
-    async fn apply_kernel(&self, desired: &Settings) -> Result<(), StartError> {
-        let Some(kernel) = &self.kernel else { return Ok(()) };
-        let tun = self.tun(desired);
-        let filter = forwarding::inward_filter(desired, &tun)?;
-        let before = forwarding::inward_filter(&self.settings, &self.tun(&self.settings))?;
-        if filter != before {
-            nft::apply(&render::nft::inward_filter_script(&desired.gateway.name, &filter)).await?;
-        }
-        let fib = forwarding::fib(desired, &tun);
-        if let Err(error) = kernel.reconcile(&fib).await {
-            // Back to what was: a failed reload changes nothing.
-            self.restore(kernel).await;
-            return Err(error.into());
-        }
-        Ok(())
-    }
-
-    async fn restore(&self, kernel: &Kernel) {
-        let tun = self.tun(&self.settings);
-        let fib: Fib = forwarding::fib(&self.settings, &tun);
-        if let Err(error) = kernel.reconcile(&fib).await {
-            error!(%error, "the routes from before the reload cannot be restored");
-        }
-        if let Ok(filter) = forwarding::inward_filter(&self.settings, &tun)
-            && let Err(error) = nft::apply(&render::nft::inward_filter_script(&self.settings.gateway.name, &filter)).await
-        {
-            error!(%error, "the inward filter from before the reload cannot be restored");
-        }
-    }
-
     /// The part of a reload that cannot fail.
-    fn apply(&self, plan: &Plan, mut policy: Option<Policy>) {
+    async fn apply(&self, plan: &Plan, mut policy: Option<Policy>) {
         for change in &plan.changes {
             match change {
                 Change::AddPeer { tunnel, peer } => self.change(tunnel, PeerChange::Add(peer.clone())),
@@ -280,6 +235,9 @@ impl Supervisor {
                 Change::SetMtu { tunnel, mtu } => {
                     if let Some(running) = self.tunnels.iter().find(|running| running.name == *tunnel) {
                         running.lane.set_mtu(*mtu);
+                        if let (Some(host), Mode::Tun) = (&self.host, running.mode) {
+                            host.set_mtu(tunnel, *mtu).await;
+                        }
                     }
                 }
                 // Underlays change how endpoints resolve and how paths leave.
@@ -294,21 +252,10 @@ impl Supervisor {
     }
 
     /// After the settings have changed: what follows them by itself.
-    async fn settle(&mut self) {
+    fn settle(&self) {
         for running in &self.tunnels {
             let Some(tunnel) = self.settings.tunnel(&running.name) else { continue };
             running.wanted.send_replace(Wanted { peers: tunnel.peers.clone(), underlays: self.settings.underlays.clone() });
-        }
-        let Some(kernel) = &self.kernel else { return };
-        let tun = self.tun(&self.settings);
-        for tunnel in &tun {
-            if let Err(error) = kernel.set_up(&tunnel.name, tunnel.mtu).await {
-                error!(%error, "MTU not set");
-            }
-        }
-        match kernel.reconcile(&forwarding::fib(&self.settings, &tun)).await {
-            Ok(report) => self.waiting = report.waiting,
-            Err(error) => error!(%error, "routes are not as they should be"),
         }
     }
 
@@ -324,11 +271,11 @@ impl Supervisor {
         settings.tunnels.iter().filter(is_tun).collect()
     }
 
-    fn policy(&self, relay: &RelaySettings) -> Result<Policy, StartError> {
+    fn policy(&self, settings: &Settings, relay: &RelaySettings) -> Result<Policy, StartError> {
         let resolver = Resolver::new(&relay.name_servers)?;
         let mut paths = Vec::new();
         for path in &relay.paths {
-            let Some(dialer) = self.dialer(&path.via) else { continue };
+            let Some(dialer) = self.dialer(settings, &path.via) else { continue };
             paths.push(Arc::new(Path {
                 name: path.name.as_str().into(),
                 dialer,
@@ -339,11 +286,11 @@ impl Supervisor {
         Ok(Policy { sensors: relay.sensors.clone(), catalogue: relay.catalogue.clone(), paths, limits: relay.limits.clone() })
     }
 
-    fn dialer(&self, via: &Via) -> Option<Arc<dyn Dialer>> {
+    fn dialer(&self, settings: &Settings, via: &Via) -> Option<Arc<dyn Dialer>> {
         match via {
             Via::Direct => Some(Arc::new(DirectDialer::default())),
             Via::Underlay(name) => {
-                let UnderlaySettings { interface, source, mark } = self.settings.underlays.get(name)?.clone();
+                let UnderlaySettings { interface, source, mark } = settings.underlays.get(name)?.clone();
                 Some(Arc::new(DirectDialer { interface, source, mark }))
             }
             Via::Tunnel(name) => {
@@ -416,20 +363,14 @@ async fn prepare(settings: &Settings) -> Result<Prepared, StartError> {
     for tunnel in &settings.tunnels {
         tunnels.push(prepare_tunnel(settings, tunnel)?);
     }
-    let kernel = if tunnels.iter().any(|tunnel| tunnel.mode == Mode::Tun) {
-        // Whether the filter can be loaded at all is known before anything is changed.
-        nft::apply("").await?;
-        Some(Kernel::open()?)
-    } else {
-        None
-    };
-    let mut host = Vec::new();
+    let host = if tunnels.iter().any(|tunnel| tunnel.mode == Mode::Tun) { Some(Host::prepare().await?) } else { None };
+    let mut listeners = Vec::new();
     for at in settings.relay.iter().flat_map(|relay| &relay.listeners) {
         if let Listen::Host(address) = at.listen {
-            host.push((at.clone(), bind(&at.name, address, false)?));
+            listeners.push((at.clone(), bind(&at.name, address, false)?));
         }
     }
-    Ok(Prepared { tunnels, kernel, host, resolver: Resolver::new(&[])? })
+    Ok(Prepared { tunnels, host, listeners, resolver: Resolver::new(&[])? })
 }
 
 fn prepare_tunnel(settings: &Settings, tunnel: &TunnelSettings) -> Result<PreparedTunnel, StartError> {
@@ -478,20 +419,6 @@ fn bind(listener: &str, address: SocketAddr, late: bool) -> Result<TcpAcceptor, 
             StartError::Listener { listener, address, source }
         }
     })
-}
-
-/// Routes that lead through this host need it to forward; it is the operator's switch, so it is only said.
-fn warn_if_not_forwarding(settings: &Settings) {
-    let off = |path: &str| std::fs::read_to_string(path).is_ok_and(|value| value.trim() == "0");
-    let uses = |ipv4: bool| settings.routes.fixed.iter().any(|route| matches!(route.prefix, ipnet::IpNet::V4(_)) == ipv4);
-    for (used, path, name) in [
-        (uses(true), "/proc/sys/net/ipv4/ip_forward", "net.ipv4.ip_forward"),
-        (uses(false), "/proc/sys/net/ipv6/conf/all/forwarding", "net.ipv6.conf.all.forwarding"),
-    ] {
-        if used && off(path) {
-            warn!(setting = name, "this host does not forward packets: other hosts of the site cannot use the routes (sysctl -w {name}=1)");
-        }
-    }
 }
 
 /// The supervisor as the admin interface and the signals share it.

@@ -275,7 +275,7 @@ impl Engine {
         let mut behind = [0u8; packet::PADDING];
         behind[..padding].copy_from_slice(&room[header.length..padded]);
         room[header.length..padded].fill(0);
-        let sent = peer.send(&room[..padded], header.length, now, batch);
+        let sent = peer.send(&room[..padded], now, batch);
         room[header.length..padded].copy_from_slice(&behind[..padding]);
         sent
     }
@@ -441,7 +441,7 @@ fn peer_snapshot(peer: &Peer, now: Instant, wall: SystemTime) -> PeerSnapshot {
         allowed_ips: peer.settings.allowed_ips.clone(),
         keepalive_secs: peer.settings.keepalive.map(|keepalive| keepalive.as_secs()),
         state,
-        trouble: if state == PeerState::Up { None } else { peer.handshakes.trouble() },
+        trouble: peer.handshakes.trouble(),
         last_handshake: peer.last_handshake.and_then(|at| wall.checked_sub(now.saturating_duration_since(at))),
         received_bytes: peer.traffic.received_bytes,
         sent_bytes: peer.traffic.sent_bytes,

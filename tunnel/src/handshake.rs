@@ -42,6 +42,8 @@ impl HandshakeLog {
     }
 
     pub(crate) const fn answer_refused(&mut self) {
+        // It does not open, but somebody who knows our session index is there.
+        self.unanswered = 0;
         self.refused_answers = self.refused_answers.saturating_add(1);
     }
 

@@ -57,6 +57,8 @@ pub(crate) struct Peer {
     unconfirmed: Option<u32>,
     /// A session is wanted although no packet waits: start, edit, new address.
     wanted: bool,
+    /// A handshake is due whatever stands: after an edit or a change of address.
+    renew: bool,
     queue: VecDeque<(Instant, Vec<u8>)>,
     endpoints: Vec<Endpoint>,
     active: usize,
@@ -101,6 +103,7 @@ impl Peer {
             initiator: false,
             unconfirmed: None,
             wanted: true,
+            renew: false,
             queue: VecDeque::new(),
             endpoints: Vec::new(),
             active: 0,
@@ -142,7 +145,7 @@ impl Peer {
         self.active = kept.unwrap_or(0);
         if kept.is_none() && !endpoints.is_empty() {
             self.endpoint = endpoints.first().copied();
-            self.wanted = true;
+            self.want_session();
         }
         self.endpoints = endpoints;
     }
@@ -173,14 +176,13 @@ impl Peer {
         }
     }
 
-    /// Seals `packet`, padding included, or queues its first `length` bytes and asks for a session.
-    pub(crate) fn send(&mut self, packet: &[u8], length: usize, now: Instant, batch: &mut Batch) -> Result<(), DropReason> {
+    /// Seals `packet`, padding included, or queues it and asks for a session.
+    pub(crate) fn send(&mut self, packet: &[u8], now: Instant, batch: &mut Batch) -> Result<(), DropReason> {
         if !self.has_session() {
             if self.queue.len() >= QUEUE_PACKETS {
                 return Err(DropReason::QueueFull);
             }
-            let unpadded = packet.get(..length).unwrap_or(packet);
-            self.queue.push_back((now, unpadded.to_vec()));
+            self.queue.push_back((now, packet.to_vec()));
             self.initiate(false, now, batch);
             return Ok(());
         }
@@ -290,12 +292,18 @@ impl Peer {
                 let (length, kind) = (datagram.len(), datagram[0]);
                 self.emit(length, kind, now, batch);
             }
-            self.session = self.tunn.time_since_last_handshake().is_some();
+            // Only data or a response confirms a session; here it can only end. (`Tunn` also counts one that we answered
+            // and nobody confirmed, if it happens to lie in the slot of the current one.)
+            self.session &= self.tunn.time_since_last_handshake().is_some();
         }
         let expired = self.expire_queue(now);
+        let renew = std::mem::take(&mut self.renew);
         let due = if self.session { self.is_stale() || self.is_silent(now) } else { self.wants_session() };
-        if due {
-            self.initiate(false, now, batch);
+        if due || renew {
+            self.initiate(renew, now, batch);
+        }
+        if self.session {
+            self.drain_queue(now, batch);
         }
         if let Some(keepalive) = self.settings.keepalive
             && self.has_session()
@@ -307,9 +315,10 @@ impl Peer {
         expired
     }
 
-    /// A fresh handshake now, whatever stands: after a start, a reload or a change of address.
-    pub(crate) fn want_session(&mut self) {
+    /// A fresh handshake soon, whatever stands: after an edit or a change of address.
+    pub(crate) const fn want_session(&mut self) {
         self.wanted = true;
+        self.renew = true;
     }
 
     fn wants_session(&self) -> bool {
@@ -414,16 +423,14 @@ impl Peer {
         self.previous = None;
         self.last_handshake = Some(now);
         self.handshakes.session_confirmed();
-        while let Some((_, packet)) = self.queue.pop_front() {
-            if !batch.has_room(packet.len() + 32) {
-                self.queue.push_front((now, packet));
-                break;
-            }
-            // Padded by a copy: this is the one place where the engine owns the packet.
-            let length = packet.len();
-            let mut padded = packet;
-            padded.resize(length.next_multiple_of(crate::PADDING), 0);
-            if self.seal(&padded, now, batch).is_err() {
+        self.drain_queue(now, batch);
+    }
+
+    /// Seals what waited. What does not fit into this batch stays for the next tick.
+    fn drain_queue(&mut self, now: Instant, batch: &mut Batch) {
+        while let Some((since, packet)) = self.queue.pop_front() {
+            if self.seal(&packet, now, batch).is_err() {
+                self.queue.push_front((since, packet));
                 break;
             }
         }

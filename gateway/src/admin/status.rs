@@ -99,7 +99,7 @@ pub(super) fn of(supervisor: &Supervisor) -> Status {
     let relay = supervisor.relay().map(|running| relay(&running.snapshot()));
     let (verdict, problems) = judge(supervisor, relay.as_ref());
     let routes = settings.routes.fixed.iter().map(|route| {
-        let waits = supervisor.waiting.iter().any(|waiting| waiting.prefix() == route.prefix && waiting.metric() == route.metric);
+        let waits = supervisor.waiting().iter().any(|waiting| waiting.prefix() == route.prefix && waiting.metric() == route.metric);
         RouteStatus {
             prefix: route.prefix.to_string(),
             next_hop: format!("tunnel {}", route.tunnel),
@@ -130,7 +130,8 @@ fn judge(supervisor: &Supervisor, relay: Option<&RelayStatus>) -> (Verdict, Vec<
             peers += 1;
             if peer.state == PeerState::Up {
                 up += 1;
-            } else {
+            }
+            if peer.state != PeerState::Up || peer.trouble.is_some() {
                 problems.push(format!("tunnel {}, peer {}: {}", tunnel.name, peer.name, why(peer)));
             }
         }
@@ -149,7 +150,7 @@ fn judge(supervisor: &Supervisor, relay: Option<&RelayStatus>) -> (Verdict, Vec<
     }
     let failing = relay.iter().flat_map(|relay| &relay.sensors).filter_map(|(name, sensor)| Some((name, sensor.last_failure.as_ref()?)));
     problems.extend(failing.map(|(name, failure)| format!("sensor {name}: the last session failed: {failure}")));
-    problems.extend(supervisor.waiting.iter().map(|route| format!("route {}: waits for {}", route.prefix(), route.next_hop())));
+    problems.extend(supervisor.waiting().iter().map(|route| format!("route {}: waits for {}", route.prefix(), route.next_hop())));
     let verdict = if peers > 0 && up == 0 {
         Verdict::Down
     } else if problems.is_empty() {

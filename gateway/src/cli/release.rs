@@ -5,16 +5,24 @@ use std::process::ExitCode;
 use routing::io::{Kernel, nft};
 use routing::render;
 
-use super::{ConfigArgs, INVALID, small_runtime};
-use crate::admin::client;
+use super::{CANNOT_TELL, ConfigArgs, INVALID, small_runtime};
+use crate::admin::client::{self, ClientError};
 use crate::terminal::{complain, say};
 
 pub(super) fn run(args: &ConfigArgs) -> anyhow::Result<ExitCode> {
     let (name, socket) = crate::config::identity(&args.config)?;
     small_runtime()?.block_on(async {
-        if client::ask(&socket, hyper::Method::GET, "/v1/status").await.is_ok() {
-            complain(&format!("error: the gateway {name} is running; stop it first, or its routes would leak\nnothing was changed"));
-            return Ok(ExitCode::from(INVALID));
+        match client::ask(&socket, hyper::Method::GET, "/v1/status").await {
+            Err(ClientError::NotRunning { .. }) => {}
+            Ok(_) => {
+                complain(&format!("error: the gateway {name} is running; stop it first, or its traffic would leak\nnothing was changed"));
+                return Ok(ExitCode::from(INVALID));
+            }
+            // Whoever does not answer may still be there.
+            Err(error) => {
+                complain(&format!("error: whether {name} is running cannot be told: {error}\nnothing was changed"));
+                return Ok(ExitCode::from(CANNOT_TELL));
+            }
         }
         let report = Kernel::open()?.release().await?;
         nft::apply(&render::nft::release_script(&name)).await?;

@@ -17,6 +17,9 @@ use crate::supervisor::{Shared, Supervisor};
 use crate::telemetry;
 use crate::terminal::complain;
 
+/// How often routes, rules and addresses are held against what they should be.
+const MAINTENANCE: std::time::Duration = std::time::Duration::from_secs(2);
+
 pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let loaded = load(&args.config.config)?;
     let file = args.config.config.display().to_string();
@@ -51,6 +54,7 @@ async fn live(args: &RunArgs, settings: Settings) -> anyhow::Result<ExitCode> {
     let lane_ended = supervisor.lane_ended();
     let supervisor: Shared = Arc::new(Mutex::new(supervisor));
     let socket = admin.serve(Arc::clone(&supervisor));
+    let maintenance = tokio::spawn(maintain(Arc::clone(&supervisor)));
     info!(gateway = name, version = env!("CARGO_PKG_VERSION"), "ready");
     let file = args.config.config.display().to_string();
     let code = tokio::select! {
@@ -60,19 +64,37 @@ async fn live(args: &RunArgs, settings: Settings) -> anyhow::Result<ExitCode> {
             ExitCode::from(INVALID)
         }
     };
-    drop(socket);
+    maintenance.abort();
     info!("stopping: no new sessions; a second signal stops at once");
     tokio::select! {
         () = stop(supervisor) => info!("stopped"),
         () = signals.any_stop() => warn!("stopped at once; sessions were cut"),
     }
+    // Last: as long as anything of the gateway is there, it answers, and `release` keeps its hands off.
+    drop(socket);
     Ok(code)
 }
 
+/// Puts back what somebody else changed in the kernel.
+async fn maintain(supervisor: Shared) {
+    let mut every = tokio::time::interval(MAINTENANCE);
+    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        every.tick().await;
+        supervisor.lock().await.maintain().await;
+    }
+}
+
 async fn stop(supervisor: Shared) {
-    // The admin task may hold the supervisor for an answer; the lock waits for that.
-    let mut guard = supervisor.lock().await;
-    guard.stop().await;
+    // The drain is long; status and health must be answered meanwhile.
+    let relay = supervisor.lock().await.relay().cloned();
+    if let Some(relay) = relay {
+        let cut = relay.drain().await;
+        if cut > 0 {
+            warn!(sessions = cut, "sessions were cut at the end of the drain");
+        }
+    }
+    supervisor.lock().await.stop().await;
 }
 
 fn refuse(error: &dyn std::error::Error) -> ExitCode {

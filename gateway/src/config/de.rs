@@ -26,12 +26,13 @@ use std::{
 use serde::{
     Deserializer,
     de::{
-        self, DeserializeOwned, DeserializeSeed, Expected, MapAccess, SeqAccess, Unexpected, Visitor,
+        self, DeserializeOwned, DeserializeSeed, MapAccess, SeqAccess, Visitor,
         value::{StrDeserializer, StringDeserializer, U32Deserializer},
     },
     forward_to_deserialize_any,
 };
 
+use self::error::Error;
 use super::{
     diagnostic::{Diagnostic, Diagnostics, Place, escape, one_of, quote, shorten},
     field::{FIELD, MAPPING, SCALAR_OR, STRING_OR_MAPPING},
@@ -533,71 +534,6 @@ impl Display for Path<'_> {
     }
 }
 
-/// A diagnostic on its way to the nearest [`Field`].
-#[derive(Debug)]
-struct Error {
-    diagnostic: Box<Diagnostic>,
-    /// Whether it has its place; what serde itself or a foreign `Deserialize` says has none.
-    is_located: bool,
-}
-
-impl Error {
-    fn located(diagnostic: Diagnostic) -> Self {
-        Self { diagnostic: Box::new(diagnostic), is_located: true }
-    }
-
-    fn unlocated(message: impl Into<String>) -> Self {
-        Self { diagnostic: Box::new(Diagnostic::error(Place::WHOLE_FILE, message)), is_located: false }
-    }
-
-    fn expected(mut self, expected: impl Display) -> Self {
-        self.diagnostic.expected = Some(expected.to_string());
-        self
-    }
-}
-
-impl Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.diagnostic.message)
-    }
-}
-
-impl std::error::Error for Error {}
-
-impl de::Error for Error {
-    fn custom<M: Display>(message: M) -> Self {
-        Self::unlocated(message.to_string())
-    }
-
-    fn invalid_type(unexpected: Unexpected<'_>, expected: &dyn Expected) -> Self {
-        Self::unlocated(format!("expected {expected}, found {unexpected}")).expected(expected)
-    }
-
-    fn invalid_value(unexpected: Unexpected<'_>, expected: &dyn Expected) -> Self {
-        Self::unlocated(format!("{unexpected} is not allowed here")).expected(expected)
-    }
-
-    fn invalid_length(length: usize, expected: &dyn Expected) -> Self {
-        Self::unlocated(format!("found {length} elements")).expected(expected)
-    }
-
-    fn unknown_variant(variant: &str, expected: &'static [&'static str]) -> Self {
-        Self::unlocated(format!("unknown value {}", quote(variant))).expected(one_of(expected))
-    }
-
-    fn unknown_field(field: &str, expected: &'static [&'static str]) -> Self {
-        Self::unlocated(format!("unknown key {}", quote(field))).expected(one_of(expected))
-    }
-
-    fn missing_field(field: &'static str) -> Self {
-        Self::unlocated(format!("{} is missing", quote(field)))
-    }
-
-    fn duplicate_field(field: &'static str) -> Self {
-        Self::unlocated(format!("key {} appears twice", quote(field)))
-    }
-}
-
 /// Digits, a point and an exponent; what Rust reads besides (`inf`, `nan`) is not a number here.
 fn parse_float(text: &str) -> Option<f64> {
     let is_number = text.bytes().all(|byte| byte.is_ascii_digit() || b"+-.eE".contains(&byte));
@@ -615,5 +551,6 @@ const BOOLEAN: &str = "true or false";
 /// or under a key that it does not know, no diagnostic repeats it and every excerpt masks it.
 const SECRET: &str = "RawSecret";
 
+mod error;
 #[cfg(test)]
 mod tests;

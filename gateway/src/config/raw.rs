@@ -1,6 +1,6 @@
 //! The YAML as written: a mirror without logic. Every field remembers where it stood.
 //!
-//! Doc comments here are what the reference in docs/configuration.md says of each key.
+//! What each key means is in docs/configuration.md.
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 
 use crate::terminal::{complain, say};
@@ -42,8 +43,10 @@ pub(crate) struct DemoArgs {
 pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
         tokio::select! {
             result = demo(args) => result,
+            _ = terminate.recv() => Ok(ExitCode::SUCCESS),
             _ = tokio::signal::ctrl_c() => {
                 say("\nstopped");
                 Ok(ExitCode::SUCCESS)

@@ -54,12 +54,13 @@ impl Default for Limits {
 pub enum Refusal {
     UnknownSensor,
     WrongCredentials,
+    /// Nothing known about the source, and some sensors are known by their proxy user.
+    CredentialsWanted,
     /// Source address and proxy user name different sensors.
     IdentityMismatch,
     HostNotListed,
     PortNotListed,
     TooManySessions,
-    Draining,
 }
 
 impl Refusal {
@@ -67,19 +68,19 @@ impl Refusal {
         match self {
             Self::UnknownSensor => "unknown_sensor",
             Self::WrongCredentials => "wrong_credentials",
+            Self::CredentialsWanted => "credentials_wanted",
             Self::IdentityMismatch => "identity_mismatch",
             Self::HostNotListed => "host_not_listed",
             Self::PortNotListed => "port_not_listed",
             Self::TooManySessions => "limit_sessions",
-            Self::Draining => "draining",
         }
     }
 
     pub const fn status(self) -> u16 {
         match self {
-            Self::WrongCredentials => 407,
+            Self::WrongCredentials | Self::CredentialsWanted => 407,
             Self::UnknownSensor | Self::IdentityMismatch | Self::HostNotListed | Self::PortNotListed => 403,
-            Self::TooManySessions | Self::Draining => 503,
+            Self::TooManySessions => 503,
         }
     }
 }

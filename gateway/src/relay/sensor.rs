@@ -44,6 +44,11 @@ impl Sensors {
             .map(|(_, name)| Arc::clone(name))
     }
 
+    /// Whether any sensor may be known by its proxy user.
+    pub fn any_user(&self) -> bool {
+        self.0.iter().any(|sensor| sensor.proxy_user.is_some())
+    }
+
     /// The sensor whose proxy user this is. Every configured user is compared, in constant time.
     pub fn authenticate(&self, user: &str, password: &str) -> Option<Arc<str>> {
         let given = Secret::new(password.to_owned());

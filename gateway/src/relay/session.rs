@@ -193,7 +193,8 @@ fn identify(policy: &Policy, record: &mut Record, head: &ConnectHead) -> Result<
         }
         record.sensor = Some(user);
     }
-    record.sensor.as_ref().map(|_| ()).ok_or(Refusal::UnknownSensor)
+    let unknown = if policy.sensors.any_user() { Refusal::CredentialsWanted } else { Refusal::UnknownSensor };
+    record.sensor.as_ref().map(|_| ()).ok_or(unknown)
 }
 
 /// Pumps a session that has passed every check, the bytes read so far first.
@@ -318,8 +319,11 @@ fn account(shared: &Shared, record: &Record, outcome: &Outcome) {
                 sensor.open = sensor.open.saturating_sub(1);
             } else if !quiet {
                 sensor.refused += 1;
-                let host = record.host.as_deref().unwrap_or("-");
-                sensor.last_failure = Some(format!("{host}: {}", outcome.detail.as_deref().unwrap_or(outcome.reason)));
+                // What policy refused is the sensor's affair; what a side failed at is the operator's.
+                if outcome.fault.is_some() {
+                    let host = record.host.as_deref().unwrap_or("-");
+                    sensor.last_failure = Some(format!("{host}: {}", outcome.detail.as_deref().unwrap_or(outcome.reason)));
+                }
             }
         }
     });

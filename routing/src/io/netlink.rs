@@ -9,7 +9,7 @@ use std::io;
 use futures_util::TryStreamExt;
 use ipnet::IpNet;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::route::RouteMessage;
 use netlink_packet_route::rule::RuleMessage;
 use rtnetlink::{Handle, LinkUnspec};
@@ -50,11 +50,12 @@ impl Kernel {
         Ok(Self { handle, connection: tokio::spawn(connection) })
     }
 
-    /// The index of each interface by name.
-    pub async fn interfaces(&self) -> Result<HashMap<String, u32>, KernelError> {
+    /// The index of each interface that is up. A route through one that is down cannot be installed: it waits.
+    pub async fn interfaces_up(&self) -> Result<HashMap<String, u32>, KernelError> {
         let links = self.handle.link().get().execute();
         let links: Vec<LinkMessage> = self.answer(Operation::ListInterfaces, links.try_collect()).await?;
-        Ok(links.into_iter().filter_map(name_and_index).collect())
+        let up = links.into_iter().filter(|link| link.header.flags.contains(LinkFlags::Up));
+        Ok(up.filter_map(name_and_index).collect())
     }
 
     /// The index of one interface, or none if there is no such interface.
@@ -134,7 +135,7 @@ impl Kernel {
     ///
     /// A change that fails does not keep the others from being made; all failures are in the error.
     pub async fn reconcile(&self, desired: &Fib) -> Result<Report, KernelError> {
-        let interfaces = self.interfaces().await?;
+        let interfaces = self.interfaces_up().await?;
         let (kernel, messages): (Vec<_>, Vec<_>) = self.routes().await?.into_iter().unzip();
         let Reconciliation { changes, waiting } = reconcile(&kernel, desired, &interfaces);
         let mut report = Report { waiting, ..Report::default() };

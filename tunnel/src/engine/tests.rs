@@ -279,6 +279,35 @@ fn differing_preshared_keys_are_named_on_both_sides() {
 }
 
 #[test]
+fn answers_that_nobody_confirms_are_no_session() {
+    let (mut network, a, b, _, key_b) = pair();
+    // More than the ring of sessions that `Tunn` keeps, so that one lands in the slot of the current one.
+    for _ in 0..20 {
+        let mut other = peer("b", key_b, &["10.0.0.2/32"]);
+        other.preshared_key = Some(PresharedKey::generate());
+        reach(&mut network, a, PeerChange::Edit(other), key_b, None);
+        network.tick();
+        network.run();
+        network.tick();
+    }
+    let at_b = network.node(b).engine.snapshot(Instant::now(), SystemTime::now(), 0);
+    assert_ne!(at_b.peers[0].state, PeerState::Up, "no session was ever confirmed");
+    assert!(at_b.peers[0].trouble.is_some());
+}
+
+#[test]
+fn a_queue_longer_than_a_batch_leaves_in_several() {
+    let (mut network, a, b, _, _) = pair();
+    for _ in 0..100 {
+        network.send(a, &ipv4("10.0.0.1", "10.0.0.2", &[7; 1300])).expect("queued");
+    }
+    network.run();
+    network.tick();
+    network.run();
+    assert_eq!(network.node(b).received.len(), 100);
+}
+
+#[test]
 fn a_key_that_is_not_configured_is_named() {
     let (mut network, a, b, key_a, _) = pair();
     network.node(b).engine.apply(PeerChange::Remove(key_a), Instant::now());

@@ -12,6 +12,9 @@
 //! direction in the pipe while the other side is slow: at most 160 KiB. At most [`MAX_STREAMS`] streams exist, so
 //! the whole is bounded by 160 MiB; idle listening sockets count as streams.
 
+mod device;
+mod open;
+mod ready;
 mod stack;
 mod stream;
 

@@ -2,27 +2,26 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
-use smoltcp::phy::{self, DeviceCapabilities, Medium};
 use smoltcp::socket::tcp;
 use smoltcp::time::Instant as StackInstant;
 use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpEndpoint, IpListenEndpoint};
-use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::sync::{mpsc, oneshot};
 
 use super::MAX_STREAMS;
-use super::stream::{Accepted, DialError, Fate, Listener, Stream};
+use super::device::Device;
+use super::open::{Open, open};
+use super::ready::{FlowWaker, Ready};
+use super::stream::{Accepted, DialError, Listener, Stream};
 use crate::io::Wake;
 
 const BUFFER_BYTES: usize = 64 * 1024;
-const PIPE_BYTES: usize = 16 * 1024;
 /// Listening sockets held ready for each port: a socket takes one connection.
 const BACKLOG: usize = 16;
 /// Connections accepted and not yet taken by the relay; one more is reset.
@@ -32,9 +31,6 @@ const USER_TIMEOUT: Duration = Duration::from_secs(120);
 const KEEPALIVE: Duration = Duration::from_secs(30);
 /// First port of the ephemeral range (RFC 6335 §6).
 const FIRST_PORT: u16 = 49152;
-/// Packets that wait to be sealed; more are dropped, as by a full device queue.
-const OUTBOX_PACKETS: usize = 1024;
-
 /// How the stack is set up.
 #[derive(Debug)]
 pub struct StackSettings {
@@ -117,16 +113,6 @@ enum Purpose {
         reply: Option<oneshot::Sender<Result<Stream, DialError>>>,
     },
     Open(Open),
-}
-
-/// A stream that stands.
-struct Open {
-    pipe: DuplexStream,
-    fate: Arc<Fate>,
-    /// The relay will write no more; FIN is on its way.
-    sent_end: bool,
-    /// The tunnel will send no more; the relay has been told.
-    received_end: bool,
 }
 
 impl Stack {
@@ -455,174 +441,10 @@ fn opens_connection(packet: &[u8]) -> bool {
     protocol == Some(&TCP) && packet.get(header + 13).is_some_and(|flags| flags & 0x12 == 0x02)
 }
 
-/// A pipe: the relay's end, and the flow's.
-fn open() -> (Stream, Open) {
-    let (theirs, ours) = tokio::io::duplex(PIPE_BYTES);
-    let fate = Arc::new(Fate::default());
-    (Stream::new(theirs, Arc::clone(&fate)), Open { pipe: ours, fate, sent_end: false, received_end: false })
-}
-
 /// Hands a new connection to the listener; None if it is gone or cannot keep up.
 fn accept(socket: &tcp::Socket<'_>, accepted: &mpsc::Sender<Accepted>) -> Option<Open> {
     let from = socket.remote_endpoint()?;
     let from = SocketAddr::new(from.addr.into(), from.port);
     let (stream, open) = open();
     accepted.try_send(Accepted { stream, from }).ok().map(|()| open)
-}
-
-impl Open {
-    /// Relay to tunnel.
-    fn upward(&mut self, socket: &mut tcp::Socket<'_>, cx: &mut Context<'_>) {
-        while !self.sent_end && socket.can_send() {
-            let pipe = Pin::new(&mut self.pipe);
-            let read = socket.send(|room| {
-                let mut buffer = ReadBuf::new(room);
-                let polled = pipe.poll_read(cx, &mut buffer).map(|result| result.is_ok());
-                let length = buffer.filled().len();
-                (length, polled.map(|good| good && length > 0))
-            });
-            match read {
-                Ok(Poll::Pending) => break,
-                Ok(Poll::Ready(true)) => {}
-                // Nothing read from a ready pipe is its end.
-                Ok(Poll::Ready(false)) | Err(_) => {
-                    self.sent_end = true;
-                    socket.close();
-                }
-            }
-        }
-    }
-
-    /// Tunnel to relay.
-    fn downward(&mut self, socket: &mut tcp::Socket<'_>, cx: &mut Context<'_>) {
-        while socket.can_recv() {
-            let pipe = Pin::new(&mut self.pipe);
-            let written = socket.recv(|bytes| match pipe.poll_write(cx, bytes) {
-                Poll::Ready(Ok(length)) => (length, Poll::Ready(true)),
-                Poll::Ready(Err(_)) => (0, Poll::Ready(false)),
-                Poll::Pending => (0, Poll::Pending),
-            });
-            match written {
-                Ok(Poll::Ready(true)) => {}
-                Ok(Poll::Pending) => return,
-                // The relay dropped its end and bytes still come: tell the sender.
-                Ok(Poll::Ready(false)) | Err(_) => {
-                    socket.abort();
-                    self.received_end = true;
-                    return;
-                }
-            }
-        }
-        if socket.state() == tcp::State::Closed && !(self.sent_end && self.received_end) {
-            self.fate.reset.store(true, Ordering::Release);
-        }
-        if !self.received_end && !socket.may_recv() {
-            self.received_end = true;
-            // An in-memory pipe shuts down at once.
-            let _done = Pin::new(&mut self.pipe).poll_shutdown(cx);
-        }
-    }
-}
-
-/// Packets between the lane and smoltcp: one inward at a time, a bounded queue outward, buffers used again.
-struct Device {
-    mtu: usize,
-    inbox: Option<Vec<u8>>,
-    outbox: VecDeque<Vec<u8>>,
-    spare: Vec<Vec<u8>>,
-}
-
-struct Received<'a> {
-    packet: Vec<u8>,
-    spare: &'a mut Vec<Vec<u8>>,
-}
-
-struct Sending<'a> {
-    outbox: &'a mut VecDeque<Vec<u8>>,
-    buffer: Vec<u8>,
-}
-
-impl phy::Device for Device {
-    type RxToken<'a> = Received<'a>;
-    type TxToken<'a> = Sending<'a>;
-
-    fn receive(&mut self, _: StackInstant) -> Option<(Received<'_>, Sending<'_>)> {
-        let packet = self.inbox.take()?;
-        let buffer = self.spare.pop().unwrap_or_default();
-        Some((Received { packet, spare: &mut self.spare }, Sending { outbox: &mut self.outbox, buffer }))
-    }
-
-    fn transmit(&mut self, _: StackInstant) -> Option<Sending<'_>> {
-        if self.outbox.len() >= OUTBOX_PACKETS {
-            return None;
-        }
-        let buffer = self.spare.pop().unwrap_or_default();
-        Some(Sending { outbox: &mut self.outbox, buffer })
-    }
-
-    fn capabilities(&self) -> DeviceCapabilities {
-        let mut capabilities = DeviceCapabilities::default();
-        capabilities.medium = Medium::Ip;
-        capabilities.max_transmission_unit = self.mtu;
-        capabilities
-    }
-}
-
-impl phy::RxToken for Received<'_> {
-    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
-        let result = f(&self.packet);
-        if self.spare.len() < OUTBOX_PACKETS {
-            self.spare.push(self.packet);
-        }
-        result
-    }
-}
-
-impl phy::TxToken for Sending<'_> {
-    fn consume<R, F: FnOnce(&mut [u8]) -> R>(mut self, length: usize, f: F) -> R {
-        self.buffer.clear();
-        self.buffer.resize(length, 0);
-        let result = f(&mut self.buffer);
-        self.outbox.push_back(self.buffer);
-        result
-    }
-}
-
-/// Flows that have something to do. Pushed to by tokio's threads and by smoltcp on the lane itself.
-struct Ready {
-    handles: Mutex<Vec<SocketHandle>>,
-    wake: Wake,
-}
-
-impl Ready {
-    fn push(&self, handle: SocketHandle) {
-        let mut handles = self.handles.lock().unwrap_or_else(PoisonError::into_inner);
-        if !handles.contains(&handle) {
-            handles.push(handle);
-        }
-    }
-
-    fn take(&self, into: &mut Vec<SocketHandle>) {
-        into.append(&mut self.handles.lock().unwrap_or_else(PoisonError::into_inner));
-    }
-
-    fn is_empty(&self) -> bool {
-        self.handles.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
-    }
-}
-
-struct FlowWaker {
-    handle: SocketHandle,
-    ready: Arc<Ready>,
-}
-
-impl std::task::Wake for FlowWaker {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        self.ready.push(self.handle);
-        self.ready.wake.wake();
-    }
 }

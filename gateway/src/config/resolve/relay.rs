@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use tunnel::TunnelSettings;
+use ipnet::IpNet;
+use tunnel::{Mode, TunnelSettings};
 
 use super::super::diagnostic::{Diagnostic, Span};
 use super::super::field::{Field, ScalarOr};
 use super::super::raw::{RawHost, RawKind, RawLimits, RawListener, RawPath, RawRelay, RawSensor};
-use super::super::settings::{Listen, ListenerAt, PathSettings, RelaySettings, UnderlaySettings, Via};
+use super::super::settings::{Listen, ListenerAt, PathSettings, RelaySettings, RouteSettings, UnderlaySettings, Via};
 use super::{Context, words};
 use crate::relay::catalogue::{Catalogue, Entry, Role};
 use crate::relay::host::{HostName, HostNameError};
@@ -221,6 +222,33 @@ impl Context<'_> {
         Some(Parent { url: url.clone(), host, port })
     }
 
+    /// In TUN mode a parent behind a tunnel needs a route there: the kill switch answers otherwise.
+    pub(super) fn parents_are_routed(
+        &mut self,
+        place: &Field<RawRelay>,
+        relay: &RelaySettings,
+        tunnels: &[TunnelSettings],
+        routes: &RouteSettings,
+    ) {
+        for path in &relay.paths {
+            let Via::Tunnel(name) = &path.via else { continue };
+            let Some(tunnel) = tunnels.iter().find(|tunnel| tunnel.name == *name && tunnel.mode != Mode::Userspace) else { continue };
+            let on_link = tunnel.addresses.iter().map(IpNet::trunc);
+            let routed: Vec<IpNet> =
+                on_link.chain(routes.fixed.iter().filter(|route| route.tunnel == *name).map(|route| route.prefix)).collect();
+            for address in path.parents.iter().filter_map(Parent::address) {
+                if !routed.iter().any(|prefix| prefix.contains(&address.ip())) {
+                    let message = format!(
+                        "no route leads to the parent {address} of the path {}: it can be reached in userspace mode alone",
+                        path.name
+                    );
+                    let help = format!("add to routes.static: {{ prefix: {}, via: {{ tunnel: {name} }} }}", IpNet::from(address.ip()));
+                    self.report(Diagnostic::warning(place, message).help(help));
+                }
+            }
+        }
+    }
+
     fn listeners(&mut self, raw: &RawRelay, tunnels: &[TunnelSettings]) -> Vec<ListenerAt> {
         let mut listeners: Vec<ListenerAt> = Vec::new();
         for field in raw.listeners.get().into_iter().flatten() {
@@ -233,7 +261,7 @@ impl Context<'_> {
             if listeners.iter().any(|other| other.name == name) {
                 self.report(Diagnostic::error(&listener.name, "two listeners have that name"));
             }
-            if let Some(other) = listeners.iter().find(|other| clash(&other.listen, &listen)) {
+            if let Some(other) = listeners.iter().find(|other| clash(&other.listen, &listen, tunnels)) {
                 self.report(Diagnostic::error(&listener.listen, format!("the listener {} is there already", other.name)));
             }
             let protocol = match kind {
@@ -311,12 +339,16 @@ fn guess_role(name: &str) -> Role {
     }
 }
 
-fn clash(one: &Listen, other: &Listen) -> bool {
+/// Whether two listeners cannot both be. In userspace mode what is inside a tunnel is apart from the host.
+fn clash(one: &Listen, other: &Listen, tunnels: &[TunnelSettings]) -> bool {
     match (one, other) {
         (Listen::Host(one), Listen::Host(other)) => {
             one.port() == other.port() && (one.ip() == other.ip() || words::is_everywhere(one.ip()) || words::is_everywhere(other.ip()))
         }
         (Listen::Tunnel { tunnel: one, port: a, .. }, Listen::Tunnel { tunnel: other, port: b, .. }) => one == other && a == b,
-        (Listen::Host(_), Listen::Tunnel { .. }) | (Listen::Tunnel { .. }, Listen::Host(_)) => false,
+        (Listen::Host(host), Listen::Tunnel { tunnel, port, .. }) | (Listen::Tunnel { tunnel, port, .. }, Listen::Host(host)) => {
+            let apart = tunnels.iter().any(|known| known.name == *tunnel && known.mode == Mode::Userspace);
+            !apart && host.port() == *port && words::is_everywhere(host.ip())
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! `routes`: what is sent into which tunnel, and what tunnels may open towards this site.
 
 use ipnet::IpNet;
-use tunnel::TunnelSettings;
+use tunnel::{Mode, TunnelSettings};
 
 use super::super::diagnostic::Diagnostic;
 use super::super::raw::RawConfig;
@@ -37,6 +37,12 @@ impl Context<'_> {
                 self.report(
                     Diagnostic::error(&route.prefix, "there is a route with that prefix and metric already")
                         .help("give the second one a higher metric"),
+                );
+            }
+            if tunnels.iter().any(|tunnel| tunnel.name == name && tunnel.mode == Mode::Userspace) {
+                self.report(
+                    Diagnostic::error(&route.via, format!("the tunnel {name} is in userspace mode: the kernel cannot route into it"))
+                        .help("use mode: tun, or reach what is behind the tunnel by a relay path"),
                 );
             }
             if let Some(tunnel) = tunnels.iter().find(|tunnel| tunnel.name == name)

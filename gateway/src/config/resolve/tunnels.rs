@@ -160,8 +160,7 @@ impl Context<'_> {
             }
             parsed.ok()
         });
-        let names: Vec<&str> = underlays.keys().map(String::as_str).collect();
-        let endpoints = raw.endpoints.get().into_iter().flatten().filter_map(|field| self.endpoint(field, &names)).collect();
+        let endpoints = raw.endpoints.get().into_iter().flatten().filter_map(|field| self.endpoint(field, underlays)).collect();
         raw.allowed_ips.require("allowed_ips", entry, self.diagnostics);
         let allowed_ips = self.read_all(&raw.allowed_ips, words::prefix);
         let keepalive = match raw.keepalive.get().map(String::as_str) {
@@ -186,7 +185,11 @@ impl Context<'_> {
         })
     }
 
-    fn endpoint(&mut self, field: &Field<ScalarOr<RawEndpoint>>, underlays: &[&str]) -> Option<EndpointSettings> {
+    fn endpoint(
+        &mut self,
+        field: &Field<ScalarOr<RawEndpoint>>,
+        underlays: &BTreeMap<String, UnderlaySettings>,
+    ) -> Option<EndpointSettings> {
         let written = match field.get()? {
             ScalarOr::Scalar(text) => match words::host_and_port(text) {
                 Ok((host, port)) => return Some(EndpointSettings { underlay: None, host, port }),
@@ -199,7 +202,18 @@ impl Context<'_> {
         };
         written.address.require("address", field, self.diagnostics);
         let (host, port) = self.read(&written.address, words::host_and_port)?;
-        let underlay = self.known(&written.via, "underlay", underlays);
+        let names: Vec<&str> = underlays.keys().map(String::as_str).collect();
+        let underlay = self.known(&written.via, "underlay", &names);
+        if underlay
+            .as_ref()
+            .and_then(|name| underlays.get(name))
+            .is_some_and(|underlay| underlay.source.is_some() || underlay.mark.is_some())
+        {
+            self.report(Diagnostic::warning(
+                &written.via,
+                "of an underlay, peers use the interface alone; source and mark are for relay paths",
+            ));
+        }
         Some(EndpointSettings { underlay, host, port })
     }
 
@@ -267,7 +281,8 @@ impl Context<'_> {
 }
 
 fn smallest_mtu(here: Cloud, peers: &[PeerSettings]) -> u32 {
-    let ipv6 = |peer: &PeerSettings| peer.endpoints.iter().any(|endpoint| matches!(endpoint.host.parse(), Ok(IpAddr::V6(_))));
+    // A name may resolve to IPv6, whose header is 20 bytes longer.
+    let ipv6 = |peer: &PeerSettings| peer.endpoints.iter().any(|endpoint| !matches!(endpoint.host.parse(), Ok(IpAddr::V4(_))));
     peers.iter().map(|peer| default_mtu(here, peer.cloud, ipv6(peer))).min().unwrap_or_else(|| default_mtu(here, Cloud::default(), false))
 }
 

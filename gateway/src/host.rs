@@ -1,0 +1,172 @@
+//! What the gateway puts into this host's kernel for its TUN tunnels: kill switch, inward filter, addresses, routes.
+//!
+//! Opened in an order in which nothing can leak: first the kill switch and the filter, then what lets traffic pass. It is
+//! all idempotent, and held against the kernel again and again, because others write there too.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use routing::io::{Kernel, KernelError, nft};
+use routing::{Fib, InvalidInterface, Route, render};
+use tracing::{error, info, warn};
+use tunnel::TunnelSettings;
+
+use crate::config::Settings;
+use crate::forwarding;
+
+pub(crate) struct Host {
+    kernel: Kernel,
+    waiting: Vec<Route>,
+    /// The last maintenance failed; said once.
+    failing: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    #[error("routes: {0}")]
+    Kernel(#[from] KernelError),
+    #[error("inward filter: {0}")]
+    Nft(#[from] nft::NftError),
+    #[error("inward filter: {0}")]
+    Filter(#[from] InvalidInterface),
+}
+
+impl Host {
+    /// Finds out whether the kernel can be asked at all. Changes nothing.
+    pub(crate) async fn prepare() -> Result<Self, HostError> {
+        nft::apply("").await?;
+        Ok(Self { kernel: Kernel::open()?, waiting: Vec::new(), failing: false })
+    }
+
+    /// Routes that wait for their tunnel's device.
+    pub(crate) fn waiting(&self) -> &[Route] {
+        &self.waiting
+    }
+
+    /// Kill switch, filter, addresses, routes. If a later one fails, the kill switch stands.
+    pub(crate) async fn open(&mut self, settings: &Settings, tun: &[&TunnelSettings]) -> Result<(), HostError> {
+        self.kernel.ensure_rules().await?;
+        self.kernel.reconcile(&forwarding::kill_switch(settings, tun)).await?;
+        self.filter(settings, tun).await?;
+        for tunnel in tun {
+            self.kernel.set_addresses(&tunnel.name, &tunnel.addresses).await?;
+            self.kernel.set_up(&tunnel.name, tunnel.mtu).await?;
+        }
+        self.reconcile(&forwarding::fib(settings, tun)).await?;
+        warn_if_not_forwarding(settings);
+        warn_if_strict(tun);
+        self.warn_if_cut_off(settings, tun).await;
+        Ok(())
+    }
+
+    /// The filter and the routes of `desired`. On failure what was `running` is put back.
+    pub(crate) async fn change(
+        &mut self,
+        running: &Settings,
+        desired: &Settings,
+        tun: (&[&TunnelSettings], &[&TunnelSettings]),
+    ) -> Result<(), HostError> {
+        let (before, after) = tun;
+        if forwarding::inward_filter(running, before)? != forwarding::inward_filter(desired, after)? {
+            self.filter(desired, after).await?;
+        }
+        if let Err(error) = self.reconcile(&forwarding::fib(desired, after)).await {
+            if let Err(error) = self.reconcile(&forwarding::fib(running, before)).await {
+                error!(%error, "the routes from before the reload cannot be restored");
+            }
+            if let Err(error) = self.filter(running, before).await {
+                error!(%error, "the inward filter from before the reload cannot be restored");
+            }
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// A new MTU. Too small a one was refused long before, so that failing here is worth no more than a line.
+    pub(crate) async fn set_mtu(&self, tunnel: &str, mtu: u32) {
+        if let Err(error) = self.kernel.set_up(tunnel, mtu).await {
+            error!(%error, "MTU not set");
+        }
+    }
+
+    /// Puts back what somebody else changed.
+    pub(crate) async fn maintain(&mut self, settings: &Settings, tun: &[&TunnelSettings]) {
+        let before = self.waiting.clone();
+        let result = self.put_back(settings, tun).await;
+        match result {
+            Err(error) if !std::mem::replace(&mut self.failing, true) => error!(%error, "the kernel is not as it should be; trying again"),
+            Err(_) => {}
+            Ok(()) => self.failing = false,
+        }
+        for route in self.waiting.iter().filter(|route| !before.contains(route)) {
+            warn!(prefix = %route.prefix(), next_hop = %route.next_hop(), "the tunnel's device is down: its routes wait, the kill switch stands");
+        }
+        for route in before.iter().filter(|route| !self.waiting.contains(route)) {
+            info!(prefix = %route.prefix(), next_hop = %route.next_hop(), "the tunnel's device is up again");
+        }
+    }
+
+    async fn put_back(&mut self, settings: &Settings, tun: &[&TunnelSettings]) -> Result<(), HostError> {
+        self.kernel.ensure_rules().await?;
+        let up = self.kernel.interfaces_up().await?;
+        for tunnel in tun.iter().filter(|tunnel| up.contains_key(&tunnel.name)) {
+            self.kernel.set_addresses(&tunnel.name, &tunnel.addresses).await?;
+        }
+        self.reconcile(&forwarding::fib(settings, tun)).await
+    }
+
+    async fn reconcile(&mut self, fib: &Fib) -> Result<(), HostError> {
+        self.waiting = self.kernel.reconcile(fib).await?.waiting;
+        Ok(())
+    }
+
+    async fn filter(&self, settings: &Settings, tun: &[&TunnelSettings]) -> Result<(), HostError> {
+        let filter = forwarding::inward_filter(settings, tun)?;
+        Ok(nft::apply(&render::nft::inward_filter_script(&settings.gateway.name, &filter)).await?)
+    }
+
+    /// A prefix of a tunnel that holds a network of this host takes that network away from it.
+    async fn warn_if_cut_off(&self, settings: &Settings, tun: &[&TunnelSettings]) {
+        let Ok(interfaces) = self.kernel.interfaces_up().await else { return };
+        let own = |name: &String| name == "lo" || tun.iter().any(|tunnel| tunnel.name == *name);
+        for name in interfaces.keys().filter(|name| !own(name)) {
+            for address in self.kernel.addresses(name).await.unwrap_or_default() {
+                let swallows = |prefix: &IpNet| prefix.contains(&address.network());
+                if let Some(prefix) = forwarding::fib(settings, tun).unreachable().find(swallows) {
+                    warn!(%prefix, interface = name, %address, "a prefix of the tunnel holds a network of this host, which is cut off by it: list what is behind the tunnel more exactly");
+                }
+            }
+        }
+    }
+}
+
+/// Routes that lead through this host need it to forward; it is the operator's switch, so it is only said.
+fn warn_if_not_forwarding(settings: &Settings) {
+    let uses = |ipv4: bool| settings.routes.fixed.iter().any(|route| matches!(route.prefix, IpNet::V4(_)) == ipv4);
+    for (used, name) in [(uses(true), "net.ipv4.ip_forward"), (uses(false), "net.ipv6.conf.all.forwarding")] {
+        if used && sysctl(name) == Some(0) {
+            warn!(setting = name, "this host does not forward packets: other hosts of the site cannot use the routes (sysctl -w {name}=1)");
+        }
+    }
+}
+
+/// Strict reverse-path filtering drops what an endpoint inside a routed prefix sends: its way back is the tunnel.
+fn warn_if_strict(tun: &[&TunnelSettings]) {
+    let inside = |tunnel: &&TunnelSettings| {
+        let allowed: Vec<&IpNet> = tunnel.peers.iter().flat_map(|peer| &peer.allowed_ips).collect();
+        let endpoints = tunnel.peers.iter().flat_map(|peer| &peer.endpoints);
+        endpoints
+            .filter_map(|endpoint| endpoint.host.parse::<IpAddr>().ok())
+            .any(|address| allowed.iter().any(|prefix| prefix.contains(&address)))
+    };
+    if tun.iter().any(inside) && sysctl("net.ipv4.conf.all.rp_filter") == Some(1) {
+        warn!(
+            setting = "net.ipv4.conf.all.rp_filter",
+            "an endpoint lies inside the prefixes of its tunnel, and strict reverse-path filtering drops its answers (sysctl -w net.ipv4.conf.all.rp_filter=2)"
+        );
+    }
+}
+
+fn sysctl(name: &str) -> Option<u32> {
+    std::fs::read_to_string(format!("/proc/sys/{}", name.replace('.', "/"))).ok()?.trim().parse().ok()
+}
