@@ -154,7 +154,7 @@ fn what_takes_a_restart_is_refused_by_its_name() {
         ("name: aws-use1-a", "name: aws-use1-b", "gateway"),
         ("listen: 51820", "listen: 51821", "azure"),
         ("addresses: [10.99.0.1/30,", "addresses: [10.99.0.5/30,", "azure"),
-        ("mode: auto", "mode: userspace", "azure"),
+        ("mode: auto", "mode: tun", "azure"),
         ("  listeners:\n", third_listener, "relay.listeners"),
     ] {
         site.rewrite_foreign(from, to);

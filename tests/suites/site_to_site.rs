@@ -121,17 +121,18 @@ fn packets_cross_the_tunnel_both_ways_and_as_large_as_the_mtu_says() {
         }
     }
 
-    // Azure at one end leaves 1340 bytes to an inner packet: 1312 behind the headers of IPv4 and ICMP, 1292 of IPv6.
-    assert_eq!(site.foreign.status()["tunnels"][0]["mtu"], 1340);
+    // Azure at one end, and an endpoint that is a name and may be IPv6, leave 1320 bytes to an inner packet: 1292
+    // behind the headers of IPv4 and ICMP, 1272 of IPv6.
+    assert_eq!(site.foreign.status()["tunnels"][0]["mtu"], 1320);
     let [server_ipv4, server_ipv6] = SERVER;
-    for (from, to, largest) in [(foreign, server_ipv4, 1312), (foreign, server_ipv6, 1292), (sensor, server_ipv4, 1312)] {
+    for (from, to, largest) in [(foreign, server_ipv4, 1292), (foreign, server_ipv6, 1272), (sensor, server_ipv4, 1292)] {
         assert_eq!(from.ping(to, 2, &format!("-M do -s {largest}")), 2, "{to}: {largest} bytes");
         assert_eq!(from.ping(to, 2, &format!("-M do -s {}", largest + 1)), 0, "{to}: one byte more");
     }
     // The sensor is told why, and by how much.
     let told = sensor.exec(&["ping", "-n", "-c", "1", "-W", "2", "-M", "do", "-s", "1400", server_ipv4]);
     let words = [told.stdout.as_str(), &told.stderr].concat();
-    assert!(words.contains("mtu = 1340") || words.contains("mtu=1340"), "{told}");
+    assert!(words.contains("mtu = 1320") || words.contains("mtu=1320"), "{told}");
     assert_eq!(counter.read(), NOTHING);
 }
 
@@ -197,7 +198,10 @@ fn show_prints_what_wg_show_prints() {
     let handshake = field("latest handshake");
     assert!(handshake.ends_with(" ago") || handshake == "Now", "{handshake}");
     let transfer = field("transfer");
-    assert!(transfer.contains(" received, ") && transfer.ends_with(" sent") && !transfer.contains("0 B "), "{transfer}");
+    assert!(
+        transfer.contains(" received, ") && transfer.ends_with(" sent") && !transfer.starts_with("0 B") && !transfer.contains(", 0 B"),
+        "{transfer}"
+    );
     assert_eq!(field("persistent keepalive"), "every 25 seconds");
     for secret in [&site.foreign_keys.private, &site.vnet_keys.private] {
         assert!(!shown.contains(secret.as_str()) && !site.foreign.log().contains(secret.as_str()), "a private key was shown");

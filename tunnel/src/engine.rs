@@ -245,11 +245,11 @@ impl Engine {
         }
         if peer.settings.preshared_key == settings.preshared_key {
             peer.settings = settings;
+            peer.want_session();
         } else {
             peer.rekey(settings, &self.key, index, Arc::clone(&self.unlimited), now);
             self.by_index.insert(index, slot);
         }
-        peer.want_session();
     }
 
     fn remove(&mut self, key: &PublicKey) {

@@ -57,7 +57,7 @@ pub(crate) struct Peer {
     unconfirmed: Option<u32>,
     /// A session is wanted although no packet waits: start, edit, new address.
     wanted: bool,
-    /// A handshake is due whatever stands: after an edit or a change of address.
+    /// A handshake is due whatever stands: after a change of address.
     renew: bool,
     queue: VecDeque<(Instant, Vec<u8>)>,
     endpoints: Vec<Endpoint>,
@@ -145,7 +145,8 @@ impl Peer {
         self.active = kept.unwrap_or(0);
         if kept.is_none() && !endpoints.is_empty() {
             self.endpoint = endpoints.first().copied();
-            self.want_session();
+            self.wanted = true;
+            self.renew = true;
         }
         self.endpoints = endpoints;
     }
@@ -315,10 +316,9 @@ impl Peer {
         expired
     }
 
-    /// A fresh handshake soon, whatever stands: after an edit or a change of address.
+    /// A session from now on, if there is none: nobody waits for traffic after an edit.
     pub(crate) const fn want_session(&mut self) {
         self.wanted = true;
-        self.renew = true;
     }
 
     fn wants_session(&self) -> bool {
