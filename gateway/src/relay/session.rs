@@ -46,6 +46,8 @@ struct Record {
     port: Option<u16>,
     path: Option<Arc<str>>,
     started: Instant,
+    /// Counts among the open sessions.
+    admitted: bool,
     relayed: bool,
 }
 
@@ -73,28 +75,36 @@ pub(super) async fn run(shared: Arc<Shared>, listener: Arc<ListenerSettings>, mu
         port: None,
         path: None,
         started: Instant::now(),
+        admitted: false,
         relayed: false,
     };
-    let open = shared.stats.with(|stats| {
-        stats.open += 1;
-        stats.open
+    record.admitted = shared.stats.with(|stats| {
+        let room = usize::try_from(stats.open).is_ok_and(|open| open < policy.limits.sessions);
+        stats.open += u64::from(room);
+        room
     });
-    let full = usize::try_from(open).unwrap_or(usize::MAX) > policy.limits.sessions;
-    let admitted = if full { Err(Refusal::TooManySessions) } else { Ok(()) };
-    let outcome = match record.listener.protocol {
-        Protocol::Connect => by_connect(&shared, &policy, &mut record, &mut *downstream, admitted).await,
-        Protocol::Sni => by_sni(&shared, &policy, &mut record, &mut *downstream, admitted).await,
+    let outcome = if !record.admitted {
+        turn_away(&record, &mut *downstream).await
+    } else {
+        match record.listener.protocol {
+            Protocol::Connect => by_connect(&shared, &policy, &mut record, &mut *downstream).await,
+            Protocol::Sni => by_sni(&shared, &policy, &mut record, &mut *downstream).await,
+        }
     };
     account(&shared, &record, &outcome);
 }
 
-async fn by_connect(
-    shared: &Shared,
-    policy: &Policy,
-    record: &mut Record,
-    downstream: &mut dyn Stream,
-    admitted: Result<(), Refusal>,
-) -> Outcome {
+/// Refuses a session beyond the limit before a byte of it is read.
+async fn turn_away(record: &Record, downstream: &mut dyn Stream) -> Outcome {
+    let refusal = Refusal::TooManySessions;
+    match record.listener.protocol {
+        Protocol::Connect => answer(downstream, refusal.status(), refusal.reason()).await,
+        Protocol::Sni => send_alert(downstream, INTERNAL_ERROR).await,
+    }
+    Outcome::refused(refusal.reason())
+}
+
+async fn by_connect(shared: &Shared, policy: &Policy, record: &mut Record, downstream: &mut dyn Stream) -> Outcome {
     let deadline = Instant::now() + policy.limits.hello;
     let mut received = Vec::with_capacity(512);
     let head = match read_head(downstream, &mut received, deadline).await {
@@ -105,7 +115,7 @@ async fn by_connect(
     record.host = Some(authority.host.to_string());
     record.port = Some(authority.port);
     received.drain(..head.length.min(received.len()));
-    let decided = admitted.and_then(|()| identify(policy, record, &head)).and_then(|()| policy.entry(&authority.host, authority.port));
+    let decided = identify(policy, record, &head).and_then(|()| policy.entry(&authority.host, authority.port));
     let entry = match decided {
         Ok(entry) => entry,
         Err(refusal) => {
@@ -141,13 +151,7 @@ async fn by_connect(
     relay(shared, policy, record, downstream, connected, received).await
 }
 
-async fn by_sni(
-    shared: &Shared,
-    policy: &Policy,
-    record: &mut Record,
-    downstream: &mut dyn Stream,
-    admitted: Result<(), Refusal>,
-) -> Outcome {
+async fn by_sni(shared: &Shared, policy: &Policy, record: &mut Record, downstream: &mut dyn Stream) -> Outcome {
     let deadline = Instant::now() + policy.limits.hello;
     let mut received = Vec::with_capacity(1024);
     let name = match read_hello(downstream, &mut received, deadline).await {
@@ -159,9 +163,8 @@ async fn by_sni(
         return Outcome::refused(if matches!(name, ServerName::Absent) { "no_server_name" } else { "address_literal" });
     };
     record.host = Some(host.to_string());
-    let decided = admitted
-        .and_then(|()| record.sensor.as_ref().map(|_| ()).ok_or(Refusal::UnknownSensor))
-        .and_then(|()| policy.catalogue.get(&host).ok_or(Refusal::HostNotListed));
+    let known = record.sensor.as_ref().map(|_| ()).ok_or(Refusal::UnknownSensor);
+    let decided = known.and_then(|()| policy.catalogue.get(&host).ok_or(Refusal::HostNotListed));
     let entry = match decided {
         Ok(entry) => entry,
         Err(refusal) => {
@@ -305,7 +308,7 @@ async fn farewell(downstream: &mut dyn Stream, words: &[u8]) {
 
 fn account(shared: &Shared, record: &Record, outcome: &Outcome) {
     shared.stats.with(|stats| {
-        stats.open = stats.open.saturating_sub(1);
+        stats.open = stats.open.saturating_sub(u64::from(record.admitted));
         *stats.ended.entry(outcome.reason).or_default() += 1;
         let quiet = outcome.reason == "no_data";
         if !record.relayed && !quiet {
