@@ -43,7 +43,15 @@ pub(crate) async fn watch_endpoints(
         // What needs no asking first: a slow name server must not hold up an address.
         let mut problems = hand_over(&lane, &now, &answers);
         for host in names(&now.peers) {
-            match resolver.resolve(&host).await {
+            let answer = tokio::select! {
+                answer = resolver.resolve(&host) => answer,
+                // A reload must not wait behind a name server.
+                Ok(()) = wanted.changed() => {
+                    wanted.mark_changed();
+                    break;
+                }
+            };
+            match answer {
                 Ok(addresses) => drop(answers.insert(host, addresses)),
                 Err(error) => problems.push(format!("{host}: {error}")),
             }

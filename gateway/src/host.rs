@@ -19,7 +19,12 @@ pub(crate) struct Host {
     waiting: Vec<Route>,
     /// The last maintenance failed; said once.
     failing: bool,
+    /// Maintenances so far.
+    turns: u64,
 }
+
+/// Every so many maintenances the filter is looked at: that takes a process of its own.
+const FILTER_TURNS: u64 = 5;
 
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
@@ -35,7 +40,7 @@ impl Host {
     /// Finds out whether the kernel can be asked at all. Changes nothing.
     pub(crate) async fn prepare() -> Result<Self, HostError> {
         nft::apply("").await?;
-        Ok(Self { kernel: Kernel::open()?, waiting: Vec::new(), failing: false })
+        Ok(Self { kernel: Kernel::open()?, waiting: Vec::new(), failing: false, turns: 0 })
     }
 
     /// Routes that wait for their tunnel's device.
@@ -112,7 +117,13 @@ impl Host {
         for tunnel in tun.iter().filter(|tunnel| up.contains_key(&tunnel.name)) {
             self.kernel.set_addresses(&tunnel.name, &tunnel.addresses).await?;
         }
-        self.reconcile(&forwarding::fib(settings, tun)).await
+        self.reconcile(&forwarding::fib(settings, tun)).await?;
+        self.turns += 1;
+        if self.turns.is_multiple_of(FILTER_TURNS) && !nft::is_loaded(&settings.gateway.name).await {
+            warn!("somebody removed the inward filter; it is put back");
+            self.filter(settings, tun).await?;
+        }
+        Ok(())
     }
 
     async fn reconcile(&mut self, fib: &Fib) -> Result<(), HostError> {

@@ -32,7 +32,8 @@ impl Dialer for TunnelDialer {
     fn dial<'a>(&'a self, target: &'a Target, deadline: Instant) -> BoxFuture<'a, Result<Box<dyn Stream>, DialError>> {
         Box::pin(async move {
             let address = target.address;
-            if self.peer(address, |peer| peer.state != PeerState::Up && peer.trouble.is_some())? {
+            // An idle peer is asked by the dial itself.
+            if self.peer(address, |peer| peer.state == PeerState::Connecting && peer.trouble.is_some())? {
                 return Err(self.down(address));
             }
             let dialled = match &self.way {

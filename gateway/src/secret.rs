@@ -39,7 +39,7 @@ pub enum SecretError {
     TooLong { path: PathBuf },
     #[error("{} is not UTF-8 text", path.display())]
     NotText { path: PathBuf },
-    #[error("the environment variable {name} is not set")]
+    #[error("the environment variable {name} is not set, empty or no text")]
     Unset { name: String },
 }
 
@@ -68,6 +68,7 @@ impl Secret {
         match source {
             SecretSource::File(path) => read_file(path),
             SecretSource::Env(name) => match std::env::var(name) {
+                Ok(text) if text.trim().is_empty() => Err(SecretError::Unset { name: name.clone() }),
                 Ok(text) => Ok(Self::new(text.trim().to_owned())),
                 Err(_) => Err(SecretError::Unset { name: name.clone() }),
             },

@@ -154,6 +154,7 @@ impl Supervisor {
         if plan.is_empty() {
             return Ok(Reloaded { changes, generation: self.generation });
         }
+        self.kernel_is_there(&desired)?;
         // All that can fail: the resolver's set-up, the filter's text and the rules of nft.
         let policy = desired.relay.as_ref().map(|relay| self.policy(&desired, relay)).transpose()?;
         let tun = (self.tun(&self.settings), self.tun(&desired));
@@ -169,6 +170,19 @@ impl Supervisor {
             info!(change, "changed");
         }
         Ok(Reloaded { changes, generation: self.generation })
+    }
+
+    /// A tunnel that fell back to userspace mode at the start cannot take what needs a device now.
+    fn kernel_is_there(&self, desired: &Settings) -> Result<(), NeedsRestart> {
+        for running in self.tunnels.iter().filter(|running| running.mode == Mode::Userspace) {
+            if desired.routes.fixed.iter().any(|route| route.tunnel == running.name) {
+                return Err(NeedsRestart { what: format!("the tunnel {} runs in userspace mode, and `routes.static`", running.name) });
+            }
+        }
+        if self.host.is_none() && !desired.routes.inbound.is_empty() && !self.tunnels.is_empty() {
+            return Err(NeedsRestart { what: "all tunnels run in userspace mode, and `routes.inbound`".into() });
+        }
+        Ok(())
     }
 
     /// Holds the kernel against the settings, and puts back what somebody else changed.

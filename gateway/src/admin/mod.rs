@@ -108,11 +108,17 @@ async fn bind_socket(path: &Path) -> Result<UnixListener, AdminError> {
         && !folder.exists()
     {
         std::fs::create_dir_all(folder).map_err(failed)?;
-        std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).map_err(failed)?;
+        // Only under /run, which is root's, may others look in.
+        let mode = if folder.starts_with("/run") { 0o755 } else { 0o700 };
+        std::fs::set_permissions(folder, std::fs::Permissions::from_mode(mode)).map_err(failed)?;
     }
     if path.exists() {
         if UnixStream::connect(path).await.is_ok() {
             return Err(AdminError::Running { path: path.to_owned() });
+        }
+        let kind = std::fs::symlink_metadata(path).map_err(failed)?.file_type();
+        if !std::os::unix::fs::FileTypeExt::is_socket(&kind) {
+            return Err(failed(io::Error::other("something that is no socket is there")));
         }
         std::fs::remove_file(path).map_err(failed)?;
     }
@@ -148,6 +154,15 @@ async fn answer_metrics(State(supervisor): State<Shared>) -> Response {
 }
 
 async fn answer_reload(State(supervisor): State<Shared>) -> (StatusCode, Json<ReloadAnswer>) {
+    // In a task of its own: whoever asked may hang up, and a reload is carried out whole or not at all.
+    let task = tokio::spawn(async move { reload(&supervisor).await });
+    task.await.unwrap_or_else(|_| {
+        let error = Some("the reload broke off; the log says why".to_owned());
+        (StatusCode::INTERNAL_SERVER_ERROR, Json(ReloadAnswer { ok: false, generation: 0, changes: Vec::new(), error }))
+    })
+}
+
+async fn reload(supervisor: &Shared) -> (StatusCode, Json<ReloadAnswer>) {
     let mut supervisor = supervisor.lock().await;
     match supervisor.reload().await {
         Ok(reloaded) => {

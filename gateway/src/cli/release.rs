@@ -7,13 +7,22 @@ use routing::render;
 
 use super::{CANNOT_TELL, ConfigArgs, INVALID, small_runtime};
 use crate::admin::client::{self, ClientError};
+use crate::config::{self, Identity};
 use crate::terminal::{complain, say};
 
 pub(super) fn run(args: &ConfigArgs) -> anyhow::Result<ExitCode> {
-    let (name, socket) = crate::config::identity(&args.config)?;
+    let Identity { name, socket, tunnels } = config::identity(&args.config)?;
     small_runtime()?.block_on(async {
         match client::ask(&socket, hyper::Method::GET, "/v1/status").await {
-            Err(ClientError::NotRunning { .. }) => {}
+            // A device lives no longer than the process that made it: its owner may be another user with another socket.
+            Err(ClientError::NotRunning { .. }) => {
+                if let Some(device) = tunnels.iter().find(|name| std::path::Path::new("/sys/class/net").join(name).exists()) {
+                    complain(&format!(
+                        "error: the device {device} is there, so the gateway {name} is running; stop it first\nnothing was changed"
+                    ));
+                    return Ok(ExitCode::from(INVALID));
+                }
+            }
             Ok(_) => {
                 complain(&format!("error: the gateway {name} is running; stop it first, or its traffic would leak\nnothing was changed"));
                 return Ok(ExitCode::from(INVALID));

@@ -63,17 +63,27 @@ pub fn parse(source: String, folder: &Path) -> Loaded {
     Loaded { settings, diagnostics, source }
 }
 
-/// The gateway's name and its admin socket, even from a file that has mistakes elsewhere.
-pub fn identity(path: &Path) -> Result<(String, PathBuf), IdentityError> {
+/// What tells one gateway from another on a host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    pub name: String,
+    /// Path of the admin socket.
+    pub socket: PathBuf,
+    /// Names of the tunnels, which are those of their devices.
+    pub tunnels: Vec<String>,
+}
+
+/// Reads it even from a file that has mistakes elsewhere.
+pub fn identity(path: &Path) -> Result<Identity, IdentityError> {
     let source = std::fs::read_to_string(path).map_err(|source| ReadError { path: path.to_owned(), source })?;
     let unknown = || IdentityError::Unknown { path: path.to_owned() };
     let root = yaml::parse(&source).map_err(|_| unknown())?;
     let raw = de::read::<raw::RawConfig>(&root, &mut Diagnostics::default()).ok_or_else(unknown)?;
-    resolve::identity(&raw).ok_or_else(unknown)
+    resolve::identity(&raw, path.parent().unwrap_or_else(|| Path::new("."))).ok_or_else(unknown)
 }
 
 pub fn admin_socket(path: &Path) -> Result<PathBuf, IdentityError> {
-    identity(path).map(|(_, socket)| socket)
+    identity(path).map(|identity| identity.socket)
 }
 
 #[derive(Debug, thiserror::Error)]

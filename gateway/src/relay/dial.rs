@@ -62,6 +62,8 @@ pub enum DialError {
     ParentRefused { parent: String, status: u16, reason: Option<String> },
     #[error("the parent {parent} cannot be reached: {cause}")]
     ParentUnreachable { parent: String, cause: Box<Self> },
+    #[error("the parent {parent} took the request and did not answer in time")]
+    ParentSilent { parent: String },
     #[error("the parent {parent} broke off: {detail}")]
     ParentBroken { parent: String, detail: String },
     #[error("no path is configured")]
@@ -76,7 +78,9 @@ impl DialError {
             Self::Resolve { .. } | Self::Forbidden { .. } => Side::Resolver,
             Self::Refused { .. } | Self::TimedOut { .. } | Self::Unreachable { .. } => Side::Upstream,
             Self::TunnelDown { .. } | Self::NotCovered { .. } => Side::Path,
-            Self::ParentRefused { .. } | Self::ParentUnreachable { .. } | Self::ParentBroken { .. } => Side::Parent,
+            Self::ParentRefused { .. } | Self::ParentUnreachable { .. } | Self::ParentSilent { .. } | Self::ParentBroken { .. } => {
+                Side::Parent
+            }
             Self::NoPath | Self::Socket { .. } => Side::Gateway,
         }
     }
@@ -93,6 +97,7 @@ impl DialError {
             Self::NotCovered { .. } => "not_in_allowed_ips",
             Self::ParentRefused { .. } => "parent_refused",
             Self::ParentUnreachable { .. } => "parent_unreachable",
+            Self::ParentSilent { .. } => "parent_timeout",
             Self::ParentBroken { .. } => "parent_broken",
             Self::NoPath => "no_path",
             Self::Socket { .. } => "no_socket",
@@ -104,7 +109,7 @@ impl DialError {
         match self {
             Self::Resolve { .. } | Self::Refused { .. } | Self::Unreachable { .. } | Self::ParentBroken { .. } => 502,
             Self::Forbidden { .. } => 403,
-            Self::TimedOut { .. } => 504,
+            Self::TimedOut { .. } | Self::ParentSilent { .. } => 504,
             Self::TunnelDown { .. } | Self::NotCovered { .. } | Self::NoPath | Self::Socket { .. } => 503,
             // What the parent says of itself is for this relay; what it says of the target is for the sensor.
             Self::ParentRefused { status, .. } => match status {
@@ -139,6 +144,10 @@ impl Dialer for DirectDialer {
 
 impl DirectDialer {
     async fn connect(&self, address: SocketAddr, deadline: Instant) -> Result<TcpStream, DialError> {
+        // Unbound, it would leave by whatever the routing table says: not by this way out.
+        if let Some(source) = self.source.filter(|source| source.is_ipv4() != address.is_ipv4()) {
+            return Err(DialError::Unreachable { address, detail: format!("the underlay's source {source} is of the other IP version") });
+        }
         let socket = self.socket(address).map_err(|error| DialError::Socket { detail: error.to_string() })?;
         match tokio::time::timeout_at(deadline.into(), socket.connect(address)).await {
             Ok(Ok(stream)) => {
@@ -159,7 +168,7 @@ impl DirectDialer {
         if let Some(mark) = self.mark {
             options.set_mark(mark)?;
         }
-        if let Some(source) = self.source.filter(|source| source.is_ipv4() == address.is_ipv4()) {
+        if let Some(source) = self.source {
             socket.bind(SocketAddr::new(source, 0))?;
         }
         Ok(socket)

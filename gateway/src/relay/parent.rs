@@ -58,7 +58,7 @@ impl Parent {
         };
         match tokio::time::timeout_at(deadline.into(), exchange).await {
             Ok(result) => result,
-            Err(_) => Err(DialError::ParentRefused { parent: self.url.clone(), status: 504, reason: Some("no answer in time".into()) }),
+            Err(_) => Err(DialError::ParentSilent { parent: self.url.clone() }),
         }
     }
 

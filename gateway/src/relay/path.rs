@@ -57,6 +57,9 @@ pub(super) async fn connect(
 impl Path {
     async fn connect(&self, authority: &Authority, entry: &Entry, deadline: Instant) -> Result<(Box<dyn Stream>, Vec<u8>), DialError> {
         if self.parents.is_empty() {
+            // The last hop gives up first, so that its reason reaches the hops before it in time.
+            let now = Instant::now();
+            let deadline = now + deadline.saturating_duration_since(now) * 4 / 5;
             let addresses = self.resolve(authority, entry, deadline).await?;
             return Ok((self.dial(authority.host.as_str(), &addresses, authority.port, deadline).await?, Vec::new()));
         }
@@ -93,8 +96,8 @@ impl Path {
 
     /// The target's addresses, every one of them checked: a single bad answer condemns the name.
     async fn resolve(&self, authority: &Authority, entry: &Entry, deadline: Instant) -> Result<Vec<IpAddr>, DialError> {
-        let addresses =
-            if entry.addresses.is_empty() { self.ask(authority.host.as_str(), deadline).await? } else { entry.addresses.clone() };
+        let answers = if entry.addresses.is_empty() { self.ask(authority.host.as_str(), deadline).await? } else { entry.addresses.clone() };
+        let addresses: Vec<IpAddr> = answers.iter().map(IpAddr::to_canonical).collect();
         for address in &addresses {
             address::check(*address, &entry.allow).map_err(|why| DialError::Forbidden { address: *address, why })?;
         }

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tracing::{info, warn};
 
 use super::listener::Listener;
@@ -16,6 +16,8 @@ use super::stats::{RelaySnapshot, Stats};
 
 /// Out of descriptors or memory, `accept` fails at once and would spin; the sessions that end meanwhile free some.
 const BACK_OFF: Duration = Duration::from_millis(100);
+/// Connections that may be told at once why they are turned away.
+const TOLD_AT_ONCE: usize = 256;
 /// How long sessions that were told to end may take to do so.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
@@ -31,6 +33,7 @@ impl Relay {
             next_session: AtomicU64::new(1),
             draining: watch::channel(false).0,
             stop: watch::channel(false).0,
+            telling: Semaphore::new(TOLD_AT_ONCE),
         }))
     }
 

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tracing::info;
 
 use super::Stream;
@@ -34,6 +34,8 @@ pub(super) struct Shared {
     pub(super) draining: watch::Sender<bool>,
     /// Sessions that stand end now.
     pub(super) stop: watch::Sender<bool>,
+    /// How many may be told at once why they are turned away.
+    pub(super) telling: Semaphore,
 }
 
 /// What is known of a session so far; becomes the access line.
@@ -46,8 +48,6 @@ struct Record {
     port: Option<u16>,
     path: Option<Arc<str>>,
     started: Instant,
-    /// Counts among the open sessions.
-    admitted: bool,
     relayed: bool,
 }
 
@@ -75,31 +75,67 @@ pub(super) async fn run(shared: Arc<Shared>, listener: Arc<ListenerSettings>, mu
         port: None,
         path: None,
         started: Instant::now(),
-        admitted: false,
         relayed: false,
     };
-    record.admitted = shared.stats.with(|stats| {
-        let room = usize::try_from(stats.open).is_ok_and(|open| open < policy.limits.sessions);
-        stats.open += u64::from(room);
-        room
-    });
-    let outcome = if !record.admitted {
-        turn_away(&record, &mut *downstream).await
-    } else {
-        match record.listener.protocol {
-            Protocol::Connect => by_connect(&shared, &policy, &mut record, &mut *downstream).await,
-            Protocol::Sni => by_sni(&shared, &policy, &mut record, &mut *downstream).await,
+    // Who cannot be a sensor, whatever it sends, takes no slot from those that are.
+    let unknown = record.sensor.is_none() && !(record.listener.protocol == Protocol::Connect && policy.sensors.any_user());
+    let slot = if unknown { Err(Refusal::UnknownSensor) } else { Slot::take(&shared, policy.limits.sessions) };
+    let outcome = match &slot {
+        Err(refusal) => turn_away(&shared, &record, &mut *downstream, *refusal).await,
+        Ok(_) => {
+            let protocol = record.listener.protocol;
+            let session = async {
+                match protocol {
+                    Protocol::Connect => by_connect(&shared, &policy, &mut record, &mut *downstream).await,
+                    Protocol::Sni => by_sni(&shared, &policy, &mut record, &mut *downstream).await,
+                }
+            };
+            tokio::select! {
+                biased;
+                outcome = session => outcome,
+                () = stop_and_grace(shared.stop.subscribe()) => Outcome::refused("drained"),
+            }
         }
     };
     account(&shared, &record, &outcome);
 }
 
-/// Refuses a session beyond the limit before a byte of it is read.
-async fn turn_away(record: &Record, downstream: &mut dyn Stream) -> Outcome {
-    let refusal = Refusal::TooManySessions;
+/// One of the sessions that the limit counts. Given back when dropped, also by a panic.
+struct Slot(Arc<Shared>);
+
+impl Slot {
+    fn take(shared: &Arc<Shared>, limit: usize) -> Result<Self, Refusal> {
+        let taken = shared.stats.with(|stats| {
+            let room = usize::try_from(stats.open).is_ok_and(|open| open < limit);
+            stats.open += u64::from(room);
+            room
+        });
+        if taken { Ok(Self(Arc::clone(shared))) } else { Err(Refusal::TooManySessions) }
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.stats.with(|stats| stats.open = stats.open.saturating_sub(1));
+    }
+}
+
+/// Ready a moment after sessions were told to end: a pump sees it first and leaves its counts; what has not got that far
+/// is ended here.
+async fn stop_and_grace(mut stop: watch::Receiver<bool>) {
+    if stop.wait_for(|stop| *stop).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+}
+
+/// Refuses before a byte is read. Only so many are told why at once: the rest of a flood finds the door shut.
+async fn turn_away(shared: &Shared, record: &Record, downstream: &mut dyn Stream, refusal: Refusal) -> Outcome {
+    let Ok(_told) = shared.telling.try_acquire() else { return Outcome::refused(refusal.reason()) };
     match record.listener.protocol {
         Protocol::Connect => answer(downstream, refusal.status(), refusal.reason()).await,
-        Protocol::Sni => send_alert(downstream, INTERNAL_ERROR).await,
+        Protocol::Sni if refusal == Refusal::TooManySessions => send_alert(downstream, INTERNAL_ERROR).await,
+        Protocol::Sni => send_alert(downstream, ACCESS_DENIED).await,
     }
     Outcome::refused(refusal.reason())
 }
@@ -308,7 +344,6 @@ async fn farewell(downstream: &mut dyn Stream, words: &[u8]) {
 
 fn account(shared: &Shared, record: &Record, outcome: &Outcome) {
     shared.stats.with(|stats| {
-        stats.open = stats.open.saturating_sub(u64::from(record.admitted));
         *stats.ended.entry(outcome.reason).or_default() += 1;
         let quiet = outcome.reason == "no_data";
         if !record.relayed && !quiet {

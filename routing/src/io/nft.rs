@@ -28,6 +28,13 @@ pub async fn dropped(gateway: &str) -> Result<Vec<(String, u64)>, NftError> {
     run("nft", &arguments, "", TIME_LIMIT).await.map(|text| counters(&text))
 }
 
+/// Whether both chains of the gateway's filter are there.
+pub async fn is_loaded(gateway: &str) -> bool {
+    let table = table_name(gateway);
+    let listed = run("nft", &["list", "table", "inet", table.as_str()], "", TIME_LIMIT).await;
+    listed.is_ok_and(|text| ["hook forward", "hook input"].iter().all(|hook| text.contains(hook)))
+}
+
 /// Why nftables could not do as asked.
 #[derive(Debug, Error)]
 pub enum NftError {

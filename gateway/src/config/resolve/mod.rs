@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use tunnel::Cloud;
 
+use super::Identity;
 use super::diagnostic::{Diagnostic, Diagnostics, Place};
 use super::field::Field;
 use super::raw::{RawCloud, RawConfig, RawGateway, RawSecret, RawUnderlay};
@@ -50,11 +51,12 @@ pub(super) fn resolve(raw: &RawConfig, folder: &Path, diagnostics: &mut Diagnost
 }
 
 /// The gateway's name and its admin socket, if the file says them.
-pub(super) fn identity(raw: &RawConfig) -> Option<(String, PathBuf)> {
+pub(super) fn identity(raw: &RawConfig, folder: &Path) -> Option<Identity> {
     let gateway = raw.gateway.get()?;
     let name = gateway.name.get()?.clone();
-    let socket = gateway.admin.get().map_or_else(|| default_admin(&name), PathBuf::from);
-    Some((name, socket))
+    let socket = gateway.admin.get().map_or_else(|| default_admin(&name), |admin| folder.join(admin));
+    let tunnels = raw.tunnels.get().iter().flat_map(|entries| &entries.0).map(|entry| entry.name.clone()).collect();
+    Some(Identity { name, socket, tunnels })
 }
 
 /// What every section needs: where mistakes go, and where relative paths start.
@@ -84,7 +86,11 @@ impl Context<'_> {
             self.report(Diagnostic::error(&raw.health, "metrics and health cannot share an address"));
         }
         let name = name?;
-        let admin = raw.admin.get().map_or_else(|| default_admin(&name), PathBuf::from);
+        let admin = raw.admin.get().map_or_else(|| default_admin(&name), |admin| self.folder.join(admin));
+        // sun_path holds 108 bytes with its end, and the socket is made beside its place first (unix(7)).
+        if admin.as_os_str().len() > 103 || admin.file_name().is_none() {
+            self.report(Diagnostic::error(&raw.admin, "not a usable place for a socket").expected("a path of at most 103 bytes"));
+        }
         Some(GatewaySettings { site: raw.site.get().cloned(), cloud: cloud(&raw.cloud), admin, metrics, health, name })
     }
 
@@ -115,6 +121,15 @@ impl Context<'_> {
                 return None;
             }
         };
+        // Whoever writes the key itself where its file belongs must not see it in the log.
+        if raw.file.get().is_some_and(|file| file.parse::<tunnel::PrivateKey>().is_ok()) {
+            self.diagnostics.conceal(raw.file.span());
+            self.report(
+                Diagnostic::error(place, "that is a key, not the path of a file that holds one")
+                    .expected("{ file: PATH } or { env: NAME }"),
+            );
+            return None;
+        }
         match Secret::read(&source) {
             Ok(secret) => Some(secret),
             Err(error) => {

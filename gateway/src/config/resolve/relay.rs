@@ -206,6 +206,9 @@ impl Context<'_> {
 
     fn parent(&mut self, field: &Field<String>) -> Option<Parent> {
         let url = field.get()?;
+        if url.contains('@') {
+            self.diagnostics.conceal(field.span());
+        }
         let parsed = url.strip_prefix("http://").map(|rest| rest.trim_end_matches('/')).and_then(|rest| words::host_and_port(rest).ok());
         let Some((host, port)) = parsed else {
             self.report(
@@ -297,6 +300,9 @@ impl Context<'_> {
                 let names: Vec<&str> = tunnels.iter().map(|tunnel| tunnel.name.as_str()).collect();
                 inside.tunnel.require("tunnel", &raw.listen, self.diagnostics);
                 let port = inside.port.require("port", &raw.listen, self.diagnostics).copied();
+                if port == Some(0) {
+                    self.report(Diagnostic::error(&inside.port, "not a usable port").expected("1 to 65535"));
+                }
                 let tunnel = self.known(&inside.tunnel, "tunnel", &names)?;
                 Some(Listen::Tunnel { tunnel, address: None, port: port? })
             }

@@ -61,6 +61,15 @@ impl Context<'_> {
         if raw.addresses.get().is_some_and(Vec::is_empty) {
             self.report(Diagnostic::error(&raw.addresses, "a tunnel needs an address of its own").expected("for example [10.99.0.1/30]"));
         }
+        if addresses.iter().any(|address| address.prefix_len() == 0) {
+            self.report(
+                Diagnostic::error(&raw.addresses, "everything would be on-link")
+                    .expected("the length of the tunnel's own prefix, for example /30"),
+            );
+        }
+        if entry.name == "lo" {
+            self.report(Diagnostic::error(entry, "lo is the host's loopback device").expected("another name"));
+        }
         if addresses.len() > 8 {
             self.report(Diagnostic::error(&raw.addresses, "too many addresses").expected("at most 8"));
         }
