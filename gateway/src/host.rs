@@ -4,6 +4,8 @@
 //! all idempotent, and held against the kernel again and again, because others write there too.
 
 use std::net::IpAddr;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
 
 use ipnet::IpNet;
 use routing::io::{Kernel, KernelError, nft};
@@ -16,6 +18,7 @@ use crate::forwarding;
 
 pub(crate) struct Host {
     kernel: Kernel,
+    _claim: Claim,
     waiting: Vec<Route>,
     /// The last maintenance failed; said once.
     failing: bool,
@@ -34,13 +37,35 @@ pub enum HostError {
     Nft(#[from] nft::NftError),
     #[error("inward filter: {0}")]
     Filter(#[from] InvalidInterface),
+    #[error(
+        "another skyway with TUN tunnels runs in this network namespace: the two would remove each other's routes; \
+         give all tunnels to one gateway, or run the other in a namespace of its own or in userspace mode"
+    )]
+    Taken,
+    #[error("the lock of this network namespace cannot be taken: {0}")]
+    Lock(std::io::Error),
+}
+
+/// Holds table and rule of this network namespace for one gateway, as long as it lives.
+pub(crate) struct Claim(#[expect(dead_code, reason = "held for its lifetime alone")] UnixListener);
+
+impl Claim {
+    /// An abstract socket: it is the namespace's own, and goes with the process whatever ends that.
+    pub(crate) fn take() -> Result<Self, HostError> {
+        let name = format!("skyway-table-{}", routing::TABLE);
+        let address = SocketAddr::from_abstract_name(name).map_err(HostError::Lock)?;
+        UnixListener::bind_addr(&address)
+            .map(Self)
+            .map_err(|error| if error.kind() == std::io::ErrorKind::AddrInUse { HostError::Taken } else { HostError::Lock(error) })
+    }
 }
 
 impl Host {
     /// Finds out whether the kernel can be asked at all. Changes nothing.
     pub(crate) async fn prepare() -> Result<Self, HostError> {
+        let claim = Claim::take()?;
         nft::apply("").await?;
-        Ok(Self { kernel: Kernel::open()?, waiting: Vec::new(), failing: false, turns: 0 })
+        Ok(Self { kernel: Kernel::open()?, _claim: claim, waiting: Vec::new(), failing: false, turns: 0 })
     }
 
     /// Routes that wait for their tunnel's device.
@@ -111,15 +136,27 @@ impl Host {
         }
     }
 
+    /// Each part on its own: one that cannot be put back must not keep the kill switch from it.
     async fn put_back(&mut self, settings: &Settings, tun: &[&TunnelSettings]) -> Result<(), HostError> {
-        self.kernel.ensure_rules().await?;
+        let rules = self.kernel.ensure_rules().await.map_err(HostError::from);
+        let routes = self.reconcile(&forwarding::fib(settings, tun)).await;
+        let addresses = self.put_back_addresses(tun).await;
+        let filter = self.put_back_filter(settings, tun).await;
+        rules.and(routes).and(addresses).and(filter)
+    }
+
+    async fn put_back_addresses(&self, tun: &[&TunnelSettings]) -> Result<(), HostError> {
         let up = self.kernel.interfaces_up().await?;
         for tunnel in tun.iter().filter(|tunnel| up.contains_key(&tunnel.name)) {
             self.kernel.set_addresses(&tunnel.name, &tunnel.addresses).await?;
         }
-        self.reconcile(&forwarding::fib(settings, tun)).await?;
+        Ok(())
+    }
+
+    async fn put_back_filter(&mut self, settings: &Settings, tun: &[&TunnelSettings]) -> Result<(), HostError> {
         self.turns += 1;
-        if self.turns.is_multiple_of(FILTER_TURNS) && !nft::is_loaded(&settings.gateway.name).await {
+        let names: Vec<&str> = tun.iter().map(|tunnel| tunnel.name.as_str()).collect();
+        if self.turns.is_multiple_of(FILTER_TURNS) && !nft::is_loaded(&settings.gateway.name, &names).await {
             warn!("somebody removed the inward filter; it is put back");
             self.filter(settings, tun).await?;
         }

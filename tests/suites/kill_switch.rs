@@ -12,9 +12,10 @@ use tests::nginx::Nginx;
 use tests::process::{Finished, finish};
 use tests::report::{NAMESPACES, Need, machine_has};
 use tests::site::{FOREIGN_INSIDE, PORT, PROTECTED_IPV4, PROTECTED_IPV6, SERVER, Site, VNET_INSIDE};
+use tests::skyway::Gateway;
 use tests::tls::Authority;
 use tests::topology::Topology;
-use tests::{HUB, replaced, seconds};
+use tests::{HUB, replaced, seconds, wait_for};
 
 fn possible() -> bool {
     machine_has(&[NAMESPACES, &[Need::Tool("nginx"), Need::Tool("curl"), Need::Tool("bash")]].concat())
@@ -145,6 +146,71 @@ fn a_device_that_is_taken_down_or_away_leaks_nothing() {
         assert_eq!(outside.read(), NOTHING, "{words}");
         assert_closed(&site.topology);
     }
+}
+
+#[test]
+fn what_somebody_else_removes_is_put_back() {
+    if !possible() {
+        return;
+    }
+    let site = Site::up();
+    let foreign = &site.topology.foreign;
+    let kernel = || {
+        let routes = foreign.exec(&["ip", "route", "show", "table", "5359"]).stdout;
+        let rules = foreign.exec(&["ip", "rule", "show"]).stdout;
+        let filter = foreign.exec(&["nft", "list", "ruleset"]).stdout;
+        let counted = |line: &&str| line.contains("counter name") || line.contains("hook");
+        let rules: Vec<&str> = rules.lines().filter(|line| line.contains("5359")).collect();
+        format!("{routes}\n{rules:?}\n{:?}", filter.lines().filter(counted).collect::<Vec<_>>())
+    };
+    let before = kernel();
+    assert!(before.contains("unreachable") && before.contains("dropped_azure_forward"), "{before}");
+    for words in [
+        &["ip", "route", "flush", "table", "5359"][..],
+        &["ip", "rule", "del", "priority", "5359"],
+        &["nft", "flush", "ruleset"],
+        &["nft", "flush", "table", "inet", "skyway_aws_use1_a"],
+        &["ip", "link", "set", "azure", "down"],
+    ] {
+        foreign.exec(words).success();
+        if words.contains(&"down") {
+            wait_for("status says that the routes wait", seconds(15), || site.foreign.status()["routes"][0]["state"] == "waiting");
+            foreign.ip("link set azure up");
+        }
+        wait_for(&format!("all is as before {words:?}"), seconds(30), || kernel() == before);
+    }
+    wait_for("packets pass again", seconds(15), || site.topology.sensor.ping(SERVER[0], 1, "") == 1);
+}
+
+#[test]
+fn a_second_gateway_with_devices_is_refused_in_the_same_namespace() {
+    if !possible() {
+        return;
+    }
+    let mut site = Site::up();
+    let mut second = Gateway::new("second").inside(&site.topology.foreign);
+    let yaml = [
+        ("name: aws-use1-a", "metrics: off, name: second"),
+        ("  azure:\n", "  other:\n"),
+        ("listen: 51820", "listen: 51999"),
+        ("tunnel: azure", "tunnel: other"),
+    ];
+    let yaml = yaml.iter().fold(site.foreign_yaml.clone(), |text, (from, to)| text.replace(from, to));
+    for secret in ["azure.key", "vnet-a.psk", "line-3.pw"] {
+        let text = std::fs::read_to_string(site.foreign.folder().join(secret)).expect("a secret");
+        second.write_secret(secret, &text);
+    }
+    let yaml = yaml.replace(&site.foreign.folder().display().to_string(), &second.folder().display().to_string());
+    let yaml = yaml
+        .replace("0.0.0.0:3128", "0.0.0.0:3199")
+        .replace("0.0.0.0:443", "0.0.0.0:4443")
+        .replace("[::]:443", "[::]:4443")
+        .replace("[::]:3128", "[::]:3199");
+    second.write(&yaml);
+    let refused = second.ask(&["run"]).failure(1);
+    assert!(refused.contains("another skyway with TUN tunnels"), "{refused}");
+    assert_eq!(site.topology.sensor.ping(SERVER[0], 3, ""), 3, "the first one is not touched");
+    assert_eq!(site.foreign.stop().code(), Some(0));
 }
 
 #[test]

@@ -25,6 +25,8 @@ use crate::stats::{PeerSnapshot, PeerState, Snapshot};
 const TICK: Duration = Duration::from_millis(100);
 /// Handshake messages a second before cookies are demanded of everybody.
 const HANDSHAKES_PER_SECOND: u64 = 100;
+/// How often a handshake from a key that is not configured is news.
+const UNKNOWN_EVERY: Duration = Duration::from_secs(10);
 /// Events that wait to be polled; more are not kept (they are news, not state).
 const EVENTS: usize = 256;
 
@@ -46,6 +48,7 @@ pub struct Engine {
     drops: Drops,
     unknown_initiations: u64,
     last_unknown: Option<(PublicKey, SocketAddr)>,
+    unknown_reported: Option<Instant>,
     events: VecDeque<Event>,
     next_tick: Instant,
 }
@@ -79,7 +82,7 @@ pub enum Event {
         peer: PublicKey,
         trouble: Trouble,
     },
-    /// A handshake from a key that is not configured. The first of each new key in a row.
+    /// A handshake from a key that is not configured. At most one in ten seconds.
     UnknownKey {
         key: PublicKey,
         from: SocketAddr,
@@ -113,6 +116,7 @@ impl Engine {
             drops: Drops::new(),
             unknown_initiations: 0,
             last_unknown: None,
+            unknown_reported: None,
             events: VecDeque::new(),
             next_tick: now,
         }
@@ -314,7 +318,7 @@ impl Engine {
                     .map_err(|_| DropReason::HandshakeRefused)?;
                 let key = PublicKey::from_bytes(half.peer_static_public);
                 let Some(&slot) = self.by_key.get(&key) else {
-                    self.unknown_key(key, from);
+                    self.unknown_key(key, from, now);
                     return Err(DropReason::UnknownKey);
                 };
                 self.watch(slot, |peer| peer.receive_initiation(datagram, from, now, batch)).unwrap_or(Err(DropReason::UnknownKey))?;
@@ -389,9 +393,11 @@ impl Engine {
         }
     }
 
-    fn unknown_key(&mut self, key: PublicKey, from: SocketAddr) {
+    fn unknown_key(&mut self, key: PublicKey, from: SocketAddr, now: Instant) {
         self.unknown_initiations += 1;
-        if self.last_unknown.is_none_or(|(last, _)| last != key) {
+        // Anybody who knows our public key can make these: a line once in a while is enough.
+        if self.unknown_reported.is_none_or(|at| now.saturating_duration_since(at) >= UNKNOWN_EVERY) {
+            self.unknown_reported = Some(now);
             self.report(Event::UnknownKey { key, from });
         }
         self.last_unknown = Some((key, from));

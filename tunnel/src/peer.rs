@@ -33,6 +33,8 @@ use crate::stats::PeerState;
 const QUEUE_PACKETS: usize = 128;
 /// How long a packet may wait: longer, and its sender has given up or sent again.
 const QUEUE_AGE: Duration = Duration::from_secs(15);
+/// How long datagrams of a replaced session may still arrive.
+const STRAGGLERS: Duration = Duration::from_secs(15);
 /// A session is used no longer than this (REJECT_AFTER_TIME, whitepaper §6.1).
 const SESSION_LIFETIME: Duration = Duration::from_secs(180);
 /// The initiator makes a new session when the old is this old (REKEY_AFTER_TIME); `Tunn` does so only on data,
@@ -121,7 +123,8 @@ impl Peer {
         let tunn = std::mem::replace(&mut self.tunn, new_tunn(&settings, key, index, unlimited));
         let old_index = std::mem::replace(&mut self.index, index);
         if self.session {
-            self.previous = Some(Previous { tunn, index: old_index, until: now + SESSION_LIFETIME });
+            let until = self.last_handshake.unwrap_or(now) + SESSION_LIFETIME;
+            self.previous = Some(Previous { tunn, index: old_index, until });
         }
         self.settings = settings;
         self.session = false;
@@ -138,10 +141,13 @@ impl Peer {
 
     /// Where the peer may be reached, in order. A roamed address stands as long as the list is the same.
     pub(crate) fn set_endpoints(&mut self, endpoints: Vec<Endpoint>) {
-        if self.endpoints == endpoints {
+        // A name's addresses come in any order: the same ones are no change.
+        if self.has_endpoints(&endpoints) {
             return;
         }
-        let kept = self.endpoint.and_then(|current| endpoints.iter().position(|endpoint| *endpoint == current));
+        // Before there is a session there is nothing to keep: the first is to be preferred.
+        let current = self.endpoint.filter(|_| self.has_session());
+        let kept = current.and_then(|current| endpoints.iter().position(|endpoint| *endpoint == current));
         self.active = kept.unwrap_or(0);
         if kept.is_none() && !endpoints.is_empty() {
             self.endpoint = endpoints.first().copied();
@@ -161,6 +167,10 @@ impl Peer {
 
     pub(crate) const fn has_session(&self) -> bool {
         self.session || self.previous.is_some()
+    }
+
+    fn has_endpoints(&self, endpoints: &[Endpoint]) -> bool {
+        self.endpoints.len() == endpoints.len() && endpoints.iter().all(|endpoint| self.endpoints.contains(endpoint))
     }
 
     pub(crate) fn queued(&self) -> usize {
@@ -410,7 +420,11 @@ impl Peer {
         if moved && (self.settings.roaming || self.endpoint.is_none()) {
             let configured = self.endpoints.iter().position(|endpoint| endpoint.address == from);
             self.active = configured.unwrap_or(self.active);
-            self.endpoint = configured.and_then(|at| self.endpoints.get(at).copied()).or(Some(Endpoint { address: from, interface: None }));
+            self.endpoint = configured.and_then(|at| self.endpoints.get(at).copied()).or_else(|| {
+                // The same host by another port is still reached by its underlay.
+                let known = self.endpoints.iter().find(|endpoint| endpoint.address.ip() == from.ip());
+                Some(Endpoint { address: from, interface: known.and_then(|endpoint| endpoint.interface) })
+            });
         }
     }
 
@@ -420,7 +434,10 @@ impl Peer {
         self.initiator = initiator;
         self.unconfirmed = None;
         self.wanted = false;
-        self.previous = None;
+        // What the peer sealed before it heard of the new session is still on its way.
+        if let Some(previous) = &mut self.previous {
+            previous.until = previous.until.min(now + STRAGGLERS);
+        }
         self.last_handshake = Some(now);
         self.handshakes.session_confirmed();
         self.drain_queue(now, batch);

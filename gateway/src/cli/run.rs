@@ -60,8 +60,9 @@ async fn live(args: &RunArgs, settings: Settings) -> anyhow::Result<ExitCode> {
     let code = tokio::select! {
         () = signals.until_stopped(&supervisor, &file) => ExitCode::SUCCESS,
         tunnel = lane_ended => {
-            error!(tunnel, "a lane has ended; the gateway stops");
-            ExitCode::from(INVALID)
+            // Nothing can drain through a tunnel that is gone; whoever restarts us is needed now.
+            error!(tunnel, "a lane has ended; the gateway stops at once");
+            return Ok(ExitCode::from(INVALID));
         }
     };
     maintenance.abort();

@@ -69,8 +69,6 @@ pub struct Identity {
     pub name: String,
     /// Path of the admin socket.
     pub socket: PathBuf,
-    /// Names of the tunnels, which are those of their devices.
-    pub tunnels: Vec<String>,
 }
 
 /// Reads it even from a file that has mistakes elsewhere.

@@ -28,11 +28,17 @@ pub async fn dropped(gateway: &str) -> Result<Vec<(String, u64)>, NftError> {
     run("nft", &arguments, "", TIME_LIMIT).await.map(|text| counters(&text))
 }
 
-/// Whether both chains of the gateway's filter are there.
-pub async fn is_loaded(gateway: &str) -> bool {
+/// Whether the gateway's filter is there, down to the last rule of each of its `interfaces`.
+pub async fn is_loaded(gateway: &str, interfaces: &[&str]) -> bool {
     let table = table_name(gateway);
     let listed = run("nft", &["list", "table", "inet", table.as_str()], "", TIME_LIMIT).await;
-    listed.is_ok_and(|text| ["hook forward", "hook input"].iter().all(|hook| text.contains(hook)))
+    listed.is_ok_and(|text| {
+        let hooked = ["hook forward", "hook input"].iter().all(|hook| text.contains(hook));
+        let drops = |interface: &&str| {
+            ["forward", "input"].iter().all(|chain| text.contains(&format!("counter name \"dropped_{interface}_{chain}\" drop")))
+        };
+        hooked && interfaces.iter().all(drops)
+    })
 }
 
 /// Why nftables could not do as asked.

@@ -355,6 +355,44 @@ fn a_new_preshared_key_keeps_the_session_until_the_new_one_stands() {
 }
 
 #[test]
+fn what_the_old_session_sealed_still_opens_after_the_new_one_stands() {
+    let (mut network, a, b, key_a, key_b) = pair();
+    network.tick();
+    network.run();
+    // On its way while the keys change.
+    network.send(b, &ipv4("10.0.0.2", "10.0.0.1", b"straggler")).expect("sent");
+    let straggler = network.node(b).batch.iter().map(|(datagram, _)| datagram.to_vec()).next().expect("data");
+    network.node(b).batch.clear();
+    let shared = PresharedKey::generate();
+    for (at, name, key, allowed) in [(b, "a", key_a, "10.0.0.1/32"), (a, "b", key_b, "10.0.0.2/32")] {
+        let mut edited = peer(name, key, &[allowed]);
+        edited.preshared_key = Some(shared.clone());
+        reach(&mut network, at, PeerChange::Edit(edited), key, None);
+    }
+    network.tick();
+    network.run();
+    assert_eq!(network.inject(b, a, &straggler), None);
+    assert_eq!(network.node(a).received.len(), 1);
+}
+
+#[test]
+fn the_same_addresses_in_another_order_move_nothing_and_before_a_session_the_first_is_taken() {
+    let (mut network, a, b, _, key_b) = pair();
+    let [first, second] = ["203.0.113.1:1", "203.0.113.2:1"].map(|text| Endpoint { address: address(text), interface: None });
+    let at = |network: &mut Network| network.node(a).engine.snapshot(Instant::now(), SystemTime::now(), 0).peers[0].endpoint;
+    // The literal address comes before the name has resolved; once it has, the name is preferred.
+    network.node(a).engine.apply(PeerChange::Endpoints(key_b, vec![second]), Instant::now());
+    network.node(a).engine.apply(PeerChange::Endpoints(key_b, vec![first, second]), Instant::now());
+    assert_eq!(at(&mut network), Some(first.address));
+    let here = Endpoint { address: b, interface: None };
+    network.node(a).engine.apply(PeerChange::Endpoints(key_b, vec![here, second]), Instant::now());
+    network.tick();
+    network.run();
+    network.node(a).engine.apply(PeerChange::Endpoints(key_b, vec![second, here]), Instant::now());
+    assert_eq!(at(&mut network), Some(b), "a session keeps its endpoint");
+}
+
+#[test]
 fn the_queue_is_bounded_and_counted() {
     let (mut network, a, _, _, key_b) = pair();
     reach(&mut network, a, PeerChange::Remove(key_b), key_b, None);

@@ -14,6 +14,7 @@
 //! Each input is drained until it has nothing more, up to a bound, so that none starves the others; the lane
 //! never waits for more.
 
+use std::collections::HashMap;
 use std::os::fd::RawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
@@ -36,6 +37,10 @@ use crate::stats::Snapshot;
 
 /// Datagrams or packets taken from one input before the others have their turn.
 const TURN: usize = 256;
+/// How soon the same failure is worth another line.
+const SAY_AGAIN: Duration = Duration::from_secs(10);
+/// Failing endpoints that are remembered.
+const MOST_UNSENT: usize = 64;
 const COMMANDS: usize = 1024;
 const PUBLISH_EVERY: Duration = Duration::from_millis(200);
 /// The longest IP packet, and room for the padding behind it.
@@ -96,7 +101,7 @@ impl Lane {
                     publisher,
                     published: now,
                     batch: Batch::new(),
-                    unsent: None,
+                    unsent: HashMap::new(),
                     stale: false,
                 };
                 // A bug must not leave a silent tunnel: the closed snapshot channel tells the supervisor.
@@ -162,8 +167,8 @@ struct Running {
     publisher: watch::Sender<Snapshot>,
     published: Instant,
     batch: Batch,
-    /// The last datagram was refused: where to, and the system's error.
-    unsent: Option<(Endpoint, Option<i32>)>,
+    /// Endpoints that datagrams could not be sent to, and when that was last said.
+    unsent: HashMap<Endpoint, Instant>,
     /// An edit has made the published snapshot untrue.
     stale: bool,
 }
@@ -204,7 +209,7 @@ impl Running {
                 }
                 Ok(Command::SetMtu(mtu)) => {
                     self.engine.set_mtu(mtu);
-                    self.port.set_mtu(mtu);
+                    self.port.set_mtu(mtu, now);
                 }
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return false,
                 Err(TryRecvError::Empty) => return true,
@@ -257,14 +262,16 @@ impl Running {
             if error.is_some() {
                 self.engine.count(DropReason::SendFailed);
             }
-            // Once for each kind of failure in a row: to an operator it is news, not state.
-            let kind = error.as_ref().map(|error| (endpoint, error.raw_os_error()));
+            // To an operator it is news, not state: a line for an endpoint once in a while.
             if let Some(error) = error
-                && self.unsent != kind
+                && self.unsent.get(&endpoint).is_none_or(|said| said.elapsed() >= SAY_AGAIN)
             {
                 warn!(%error, endpoint = %endpoint.address, "datagrams cannot be sent to this endpoint");
+                if self.unsent.len() >= MOST_UNSENT {
+                    self.unsent.clear();
+                }
+                self.unsent.insert(endpoint, Instant::now());
             }
-            self.unsent = kind;
         }
         self.batch.clear();
     }

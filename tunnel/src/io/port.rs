@@ -72,10 +72,10 @@ impl PacketPort {
     }
 
     /// The TUN device's own MTU is the routing crate's to set.
-    pub(super) fn set_mtu(&mut self, mtu: u32) {
+    pub(super) fn set_mtu(&mut self, mtu: u32, now: Instant) {
         match self {
             Self::Tun(_) => {}
-            Self::Userspace(stack) => stack.set_mtu(mtu),
+            Self::Userspace(stack) => stack.set_mtu(mtu, now),
         }
     }
 

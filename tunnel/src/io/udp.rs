@@ -76,13 +76,12 @@ impl UdpSocket {
         match self.socket.recv_from(uninit) {
             Ok((length, from)) => Ok(from.as_socket().map(|from| (length, SocketAddr::new(from.ip().to_canonical(), from.port())))),
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(None),
-            // ICMP errors of earlier datagrams surface here; they are hearsay, anybody can send them.
-            Err(error)
-                if matches!(error.raw_os_error(), Some(libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EMSGSIZE)) =>
-            {
+            // Only these say that the socket itself is of no use; others are hearsay (ICMP) or pass (ENETDOWN, ss -K).
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EBADF | libc::ENOTSOCK | libc::EFAULT | libc::EINVAL)) => Err(error),
+            Err(error) => {
+                tracing::debug!(%error, "receiving failed");
                 Ok(None)
             }
-            Err(error) => Err(error),
         }
     }
 

@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use smoltcp::socket::tcp;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
@@ -18,13 +19,15 @@ pub(super) struct Open {
     sent_end: bool,
     /// The tunnel will send no more; the relay has been told.
     pub(super) received_end: bool,
+    /// When the relay was first seen to have let go of its end.
+    pub(super) let_go: Option<Instant>,
 }
 
 /// A pipe: the relay's end, and the flow's.
 pub(super) fn open() -> (Stream, Open) {
     let (theirs, ours) = tokio::io::duplex(PIPE_BYTES);
     let fate = Arc::new(Fate::default());
-    (Stream::new(theirs, Arc::clone(&fate)), Open { pipe: ours, fate, sent_end: false, received_end: false })
+    (Stream::new(theirs, Arc::clone(&fate)), Open { pipe: ours, fate, sent_end: false, received_end: false, let_go: None })
 }
 
 impl Open {

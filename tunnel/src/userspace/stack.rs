@@ -21,7 +21,10 @@ use super::ready::{FlowWaker, Ready};
 use super::stream::{Accepted, DialError, Listener, Stream};
 use crate::io::Wake;
 
-const BUFFER_BYTES: usize = 64 * 1024;
+/// Below 64 KiB, so that windows need no scaling: smoltcp takes the unscaled window of its SYN for a scaled one, and what
+/// then arrives beyond the buffer is an assertion.
+const BUFFER_BYTES: usize = 65_535;
+const _: () = assert!(BUFFER_BYTES <= u16::MAX as usize, "a window that needs scaling");
 /// Listening sockets held ready for each port: a socket takes one connection.
 const BACKLOG: usize = 16;
 /// Connections accepted and not yet taken by the relay; one more is reset.
@@ -29,6 +32,10 @@ const ACCEPT_QUEUE: usize = 128;
 /// Unacknowledged data this old ends a stream. Longer than any failover, so that streams survive one.
 const USER_TIMEOUT: Duration = Duration::from_secs(120);
 const KEEPALIVE: Duration = Duration::from_secs(30);
+/// Listening and half-open sockets of one port; opening more has to wait.
+const MOST_LISTENING: usize = 128;
+/// A stream that the relay let go may take this long to end in order (Linux's tcp_fin_timeout).
+const LAST_WORDS: Duration = Duration::from_secs(60);
 /// First port of the ephemeral range (RFC 6335 §6).
 const FIRST_PORT: u16 = 49152;
 /// How the stack is set up.
@@ -118,22 +125,7 @@ enum Purpose {
 impl Stack {
     pub(crate) fn new(settings: StackSettings, wake: Wake, now: Instant) -> Self {
         let mut device = Device { mtu: settings.mtu as usize, inbox: None, outbox: VecDeque::new(), spare: Vec::new() };
-        let mut config = Config::new(HardwareAddress::Ip);
-        config.random_seed = rand_core::RngCore::next_u64(&mut rand_core::OsRng);
-        let mut interface = Interface::new(config, &mut device, StackInstant::ZERO);
-        interface.update_ip_addrs(|addresses| {
-            for address in settings.addresses.iter().take(addresses.capacity()) {
-                // Cannot fail: no more than the capacity are taken.
-                let _fits = addresses.push(IpCidr::new(address.addr().into(), address.prefix_len()));
-            }
-        });
-        // There is no link layer: whatever is not local goes into the tunnel. The next hop is never asked for.
-        for address in &settings.addresses {
-            match address.addr() {
-                IpAddr::V4(own) => drop(interface.routes_mut().add_default_ipv4_route(own)),
-                IpAddr::V6(own) => drop(interface.routes_mut().add_default_ipv6_route(own)),
-            }
-        }
+        let interface = interface(&settings.addresses, &mut device, StackInstant::ZERO);
         Self {
             interface,
             device,
@@ -199,8 +191,11 @@ impl Stack {
         self.interface.poll_delay(at, &self.sockets).map(Duration::from)
     }
 
-    pub(crate) fn set_mtu(&mut self, mtu: u32) {
+    /// smoltcp reads the device's MTU once, so the interface is made anew; sockets live apart from it.
+    pub(crate) fn set_mtu(&mut self, mtu: u32, now: Instant) {
         self.device.mtu = mtu as usize;
+        let now = self.time(now);
+        self.interface = interface(&self.addresses, &mut self.device, now);
     }
 
     pub(crate) fn streams(&self) -> usize {
@@ -263,6 +258,11 @@ impl Stack {
         }
     }
 
+    /// Sockets of `port` that listen or are half open.
+    fn listening(&self, port: u16) -> usize {
+        self.flows.values().filter(|flow| matches!(flow.purpose, Purpose::Listening { port: listening, .. } if listening == port)).count()
+    }
+
     fn add_socket(&mut self) -> Option<SocketHandle> {
         if self.flows.len() >= MAX_STREAMS {
             return None;
@@ -318,11 +318,12 @@ impl Stack {
             Purpose::Listening { port, replaced } => {
                 let port = *port;
                 let state = socket.state();
-                // An opening that is broken off returns the socket to listening; it is then one too many, until used.
                 if state != tcp::State::Listen && !std::mem::replace(replaced, true) {
                     replenish = Some(port);
                 }
                 match state {
+                    // An opening that was broken off: another socket listens in its stead.
+                    tcp::State::Listen if *replaced => keep = false,
                     tcp::State::Listen | tcp::State::SynReceived | tcp::State::SynSent => {}
                     tcp::State::Closed => keep = false,
                     tcp::State::Established
@@ -374,6 +375,7 @@ impl Stack {
             self.sockets.remove(handle);
         }
         if let Some(port) = replenish
+            && self.listening(port) < MOST_LISTENING
             && self.ports.get(&port).is_some_and(|accepted| !accepted.is_closed())
         {
             self.listen(port);
@@ -401,7 +403,11 @@ impl Stack {
                         ended.push(*handle);
                     }
                 }
-                Purpose::Open(_) => {}
+                Purpose::Open(open) => {
+                    if open.fate.dropped.load(Ordering::Acquire) && now >= *open.let_go.get_or_insert(now) + LAST_WORDS {
+                        ended.push(*handle);
+                    }
+                }
             }
         }
         self.ports.retain(|_, accepted| !accepted.is_closed());
@@ -427,6 +433,27 @@ impl Stack {
     fn time(&self, now: Instant) -> StackInstant {
         StackInstant::from_micros(i64::try_from(now.saturating_duration_since(self.epoch).as_micros()).unwrap_or(i64::MAX))
     }
+}
+
+/// An interface with these addresses, and everything else behind the tunnel.
+fn interface(addresses: &[IpNet], device: &mut Device, now: StackInstant) -> Interface {
+    let mut config = Config::new(HardwareAddress::Ip);
+    config.random_seed = rand_core::RngCore::next_u64(&mut rand_core::OsRng);
+    let mut interface = Interface::new(config, device, now);
+    interface.update_ip_addrs(|taken| {
+        for address in addresses.iter().take(taken.capacity()) {
+            // Cannot fail: no more than the capacity are taken.
+            let _fits = taken.push(IpCidr::new(address.addr().into(), address.prefix_len()));
+        }
+    });
+    // There is no link layer: whatever is not local goes into the tunnel. The next hop is never asked for.
+    for address in addresses {
+        match address.addr() {
+            IpAddr::V4(own) => drop(interface.routes_mut().add_default_ipv4_route(own)),
+            IpAddr::V6(own) => drop(interface.routes_mut().add_default_ipv6_route(own)),
+        }
+    }
+    interface
 }
 
 /// Whether `packet` is a TCP SYN without ACK. Extension headers are not followed: such a connection waits for the

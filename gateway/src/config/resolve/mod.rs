@@ -55,8 +55,7 @@ pub(super) fn identity(raw: &RawConfig, folder: &Path) -> Option<Identity> {
     let gateway = raw.gateway.get()?;
     let name = gateway.name.get()?.clone();
     let socket = gateway.admin.get().map_or_else(|| default_admin(&name), |admin| folder.join(admin));
-    let tunnels = raw.tunnels.get().iter().flat_map(|entries| &entries.0).map(|entry| entry.name.clone()).collect();
-    Some(Identity { name, socket, tunnels })
+    Some(Identity { name, socket })
 }
 
 /// What every section needs: where mistakes go, and where relative paths start.
