@@ -188,7 +188,7 @@ fn a_second_gateway_with_devices_is_refused_in_the_same_namespace() {
         return;
     }
     let mut site = Site::up();
-    let mut second = Gateway::new("second").inside(&site.topology.foreign);
+    let second = Gateway::new("second").inside(&site.topology.foreign);
     let yaml = [
         ("name: aws-use1-a", "metrics: off, name: second"),
         ("  azure:\n", "  other:\n"),
