@@ -53,7 +53,7 @@ pub(crate) async fn watch_endpoints(
             };
             match answer {
                 Ok(addresses) => drop(answers.insert(host, addresses)),
-                Err(error) => problems.push(format!("{host}: {error}")),
+                Err(error) => problems.push(format!("endpoint {host}: {error}")),
             }
         }
         problems.extend(hand_over(&lane, &now, &answers));
@@ -79,7 +79,9 @@ pub(crate) async fn watch_endpoints(
 fn hand_over(lane: &Lane, wanted: &Wanted, answers: &Answers) -> Vec<String> {
     let mut problems = Vec::new();
     for peer in &wanted.peers {
-        let endpoints = known(&peer.endpoints, &wanted.underlays, answers, &mut problems);
+        let mut missing = Vec::new();
+        let endpoints = known(&peer.endpoints, &wanted.underlays, answers, &mut missing);
+        problems.extend(missing.into_iter().map(|problem| format!("peer {}: {problem}", peer.name)));
         debug!(peer = peer.public_key.short(), ?endpoints, "endpoints known");
         // Names that have not resolved yet leave what is known alone; a list that was emptied does not.
         if !endpoints.is_empty() || peer.endpoints.is_empty() {

@@ -4,14 +4,13 @@
 //! all idempotent, and held against the kernel again and again, because others write there too.
 
 use std::net::IpAddr;
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixListener};
 
 use ipnet::IpNet;
 use routing::io::{Kernel, KernelError, nft};
 use routing::{Fib, InvalidInterface, Route, render};
 use tracing::{error, info, warn};
 use tunnel::TunnelSettings;
+use tunnel::io::{Tun, TunError};
 
 use crate::config::Settings;
 use crate::forwarding;
@@ -42,21 +41,26 @@ pub enum HostError {
          give all tunnels to one gateway, or run the other in a namespace of its own or in userspace mode"
     )]
     Taken,
-    #[error("the lock of this network namespace cannot be taken: {0}")]
-    Lock(std::io::Error),
+    #[error("{0}")]
+    Claim(TunError),
 }
 
 /// Holds table and rule of this network namespace for one gateway, as long as it lives.
-pub(crate) struct Claim(#[expect(dead_code, reason = "held for its lifetime alone")] UnixListener);
+pub(crate) struct Claim(#[expect(dead_code, reason = "held for its lifetime alone")] Option<Tun>);
+
+/// A device that is never set up. Only who may change routes can make it, it is the namespace's own, and it goes with its
+/// process whatever ends that.
+const CLAIM: &str = "skyway-lock";
 
 impl Claim {
-    /// An abstract socket: it is the namespace's own, and goes with the process whatever ends that.
     pub(crate) fn take() -> Result<Self, HostError> {
-        let name = format!("skyway-table-{}", routing::TABLE);
-        let address = SocketAddr::from_abstract_name(name).map_err(HostError::Lock)?;
-        UnixListener::bind_addr(&address)
-            .map(Self)
-            .map_err(|error| if error.kind() == std::io::ErrorKind::AddrInUse { HostError::Taken } else { HostError::Lock(error) })
+        match Tun::create(CLAIM) {
+            Ok(device) => Ok(Self(Some(device))),
+            Err(TunError::Busy { .. }) => Err(HostError::Taken),
+            // Where no device can be made, nobody has one.
+            Err(TunError::Open { .. }) => Ok(Self(None)),
+            Err(error) => Err(HostError::Claim(error)),
+        }
     }
 }
 

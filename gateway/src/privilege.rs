@@ -17,7 +17,8 @@ pub(crate) fn raise_descriptor_limit(sessions: usize) {
     if let Some(granted) = getrlimit(Resource::Nofile).current.filter(|granted| *granted < wanted) {
         warn!(
             granted,
-            wanted, "too few file descriptors for relay.limits.sessions: raise the hard limit (ulimit -Hn, LimitNOFILE=) or lower it"
+            wanted,
+            "too few file descriptors for so many sessions: raise the hard limit on open files (ulimit -Hn, LimitNOFILE=), or lower relay.limits.sessions"
         );
     }
 }

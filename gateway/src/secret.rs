@@ -44,14 +44,16 @@ pub enum SecretError {
 }
 
 impl SecretError {
+    /// Nothing is there yet: what to do depends on what it is to be.
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::Read { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+
     /// The command that mends it, where there is one.
     pub fn help(&self) -> Option<String> {
         match self {
             Self::Permissions { path, .. } => Some(format!("chmod 600 {}", path.display())),
             Self::Owner { path, .. } => Some(format!("chown root {}", path.display())),
-            Self::Read { path, source } if source.kind() == io::ErrorKind::NotFound => {
-                Some(format!("to make a new key: (umask 077 && skyway genkey > {})", path.display()))
-            }
             Self::Unset { name } => Some(format!("export {name}, or use {{ file: … }}")),
             Self::Read { .. } | Self::NotAFile { .. } | Self::Empty { .. } | Self::TooLong { .. } | Self::NotText { .. } => None,
         }
@@ -164,7 +166,7 @@ mod tests {
         let (_folder, empty) = file(0o600, " \n");
         assert!(matches!(Secret::read(&empty), Err(SecretError::Empty { .. })));
         let missing = SecretSource::File("/nonexistent/key".into());
-        assert!(Secret::read(&missing).expect_err("refused").help().expect("help").contains("skyway genkey"));
+        assert!(Secret::read(&missing).expect_err("refused").is_missing());
         assert!(matches!(Secret::read(&SecretSource::File("/dev".into())), Err(SecretError::NotAFile { .. })));
         assert!(matches!(Secret::read(&SecretSource::Env("SKYWAY_NOT_SET".into())), Err(SecretError::Unset { .. })));
     }

@@ -179,7 +179,8 @@ impl Supervisor {
                 return Err(NeedsRestart { what: format!("the tunnel {} runs in userspace mode, and `routes.static`", running.name) });
             }
         }
-        if self.host.is_none() && !desired.routes.inbound.is_empty() && !self.tunnels.is_empty() {
+        let inbound = &desired.routes.inbound;
+        if self.host.is_none() && !self.tunnels.is_empty() && !inbound.is_empty() && *inbound != self.settings.routes.inbound {
             return Err(NeedsRestart { what: "all tunnels run in userspace mode, and `routes.inbound`".into() });
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! The acceptance table of ClientHellos (reference/relay.md §4.2) against the running relay: what it routes must arrive
+//! The acceptance table of ClientHellos (docs/client-hello.md) against the running relay: what it routes must arrive
 //! unaltered, and of what it rejects not a byte, nor even a connection, may arrive.
 
 use tests::direct::{DirectRelay, NAME};

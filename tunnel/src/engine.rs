@@ -409,7 +409,7 @@ impl Engine {
             self.peers.iter().position(|peer| peer.as_ref().and_then(Peer::endpoint).is_some_and(|endpoint| endpoint.address == from));
         if let Some(slot) = slot {
             self.watch(slot, |peer| {
-                if !peer.has_session() {
+                if peer.state() != PeerState::Up {
                     peer.handshakes.addressed_to_other_key();
                 }
             });

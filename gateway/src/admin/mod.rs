@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 
 use crate::config::GatewaySettings;
-use crate::supervisor::{ReloadError, Shared};
+use crate::supervisor::{ReloadError, Reloaded, Shared};
 
 pub use status::{Status, Verdict};
 
@@ -52,6 +52,8 @@ pub enum AdminError {
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ReloadAnswer {
     pub ok: bool,
+    /// The file that the gateway reads, which it was started with.
+    pub file: String,
     pub generation: u64,
     pub changes: Vec<String>,
     /// Why not, if not; with every diagnostic, where the file is at fault.
@@ -158,21 +160,23 @@ async fn answer_reload(State(supervisor): State<Shared>) -> (StatusCode, Json<Re
     let task = tokio::spawn(async move { reload(&supervisor).await });
     task.await.unwrap_or_else(|_| {
         let error = Some("the reload broke off; the log says why".to_owned());
-        (StatusCode::INTERNAL_SERVER_ERROR, Json(ReloadAnswer { ok: false, generation: 0, changes: Vec::new(), error }))
+        (
+            StatusCode::INTERNAL_SERVER_ERROR,
+            Json(ReloadAnswer { ok: false, file: String::new(), generation: 0, changes: Vec::new(), error }),
+        )
     })
 }
 
 async fn reload(supervisor: &Shared) -> (StatusCode, Json<ReloadAnswer>) {
     let mut supervisor = supervisor.lock().await;
+    let file = supervisor.file().display().to_string();
     match supervisor.reload().await {
-        Ok(reloaded) => {
-            (StatusCode::OK, Json(ReloadAnswer { ok: true, generation: reloaded.generation, changes: reloaded.changes, error: None }))
-        }
+        Ok(Reloaded { changes, generation }) => (StatusCode::OK, Json(ReloadAnswer { ok: true, file, generation, changes, error: None })),
         Err(error) => {
-            let text = explain(&error, &supervisor.file().display().to_string());
-            tracing::error!(error = %error, "reload refused");
-            let answer = ReloadAnswer { ok: false, generation: supervisor.generation, changes: Vec::new(), error: Some(text) };
-            (StatusCode::CONFLICT, Json(answer))
+            let text = explain(&error, &file);
+            tracing::error!("reload refused: {text}");
+            let generation = supervisor.generation;
+            (StatusCode::CONFLICT, Json(ReloadAnswer { ok: false, file, generation, changes: Vec::new(), error: Some(text) }))
         }
     }
 }

@@ -148,7 +148,13 @@ fn judge(supervisor: &Supervisor, relay: Option<&RelayStatus>) -> (Verdict, Vec<
     if relay.is_some_and(|relay| relay.draining) {
         problems.push("the relay drains: no new sessions are taken".into());
     }
-    let failing = relay.iter().flat_map(|relay| &relay.sensors).filter_map(|(name, sensor)| Some((name, sensor.last_failure.as_ref()?)));
+    // A sensor that a reload took away is nobody's problem any more.
+    let known = |name: &str| supervisor.settings().relay.iter().flat_map(|relay| relay.sensors.iter()).any(|sensor| *sensor.name == *name);
+    let failing = relay
+        .iter()
+        .flat_map(|relay| &relay.sensors)
+        .filter(|(name, _)| known(name))
+        .filter_map(|(name, sensor)| Some((name, sensor.last_failure.as_ref()?)));
     problems.extend(failing.map(|(name, failure)| format!("sensor {name}: the last session failed: {failure}")));
     problems.extend(supervisor.waiting().iter().map(|route| format!("route {}: waits for {}", route.prefix(), route.next_hop())));
     let verdict = if peers > 0 && up == 0 {

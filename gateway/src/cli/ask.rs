@@ -35,12 +35,12 @@ pub(super) fn reload(args: &AskArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::from(INVALID));
     }
     if answer.changes.is_empty() {
-        say(&format!("nothing has changed; generation {}", answer.generation));
+        say(&format!("nothing has changed in {}; generation {}", answer.file, answer.generation));
     } else {
         for change in &answer.changes {
             say(change);
         }
-        say(&format!("reloaded; generation {}", answer.generation));
+        say(&format!("reloaded {}; generation {}", answer.file, answer.generation));
     }
     Ok(ExitCode::SUCCESS)
 }

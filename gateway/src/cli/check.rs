@@ -22,12 +22,8 @@ pub(super) fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
             let relay = settings
                 .relay
                 .as_ref()
-                .map_or_else(String::new, |relay| format!(", {} hosts and {} listeners", relay.catalogue.len(), relay.listeners.len()));
-            say(&format!(
-                "{file} is good: gateway {}, {} tunnels with {peers} peers{relay}",
-                settings.gateway.name,
-                settings.tunnels.len()
-            ));
+                .map_or_else(String::new, |relay| format!(", hosts: {}, listeners: {}", relay.catalogue.len(), relay.listeners.len()));
+            say(&format!("{file} is good: gateway {}, tunnels: {}, peers: {peers}{relay}", settings.gateway.name, settings.tunnels.len()));
             Ok(ExitCode::SUCCESS)
         }
         Some(_) => Ok(ExitCode::SUCCESS),

@@ -69,6 +69,8 @@ enum Command {
     /// skyway pubkey < azure.key
     Pubkey,
     /// Print a new preshared key, for both sides of one peering
+    ///
+    /// Keep it where nobody else reads it:   (umask 077 && skyway genpsk > vnet-a.psk)
     Genpsk,
     /// Show the whole thing on this machine, with no root and no configuration
     ///
@@ -139,8 +141,17 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => crate::demo::run(&args),
     };
     result.unwrap_or_else(|error| {
-        complain(&format!("error: {error:#}"));
+        complain(&format!("error: {}", chain(&error)));
         ExitCode::from(CANNOT_TELL)
+    })
+}
+
+/// The error with its causes, but for those that it quotes already.
+fn chain(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |text, cause| match text {
+        text if text.is_empty() => cause,
+        text if text.contains(&cause) => text,
+        text => format!("{text}: {cause}"),
     })
 }
 

@@ -41,8 +41,12 @@ pub struct ReadError {
 /// Reads and validates the file at `path`.
 pub fn load(path: &Path) -> Result<Loaded, ReadError> {
     let source = std::fs::read_to_string(path).map_err(|source| ReadError { path: path.to_owned(), source })?;
-    let folder = path.parent().unwrap_or_else(|| Path::new("."));
-    Ok(parse(source, folder))
+    Ok(parse(source, folder_of(path)))
+}
+
+/// Where relative paths of the file at `path` start.
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."))
 }
 
 /// Validates `source`; files that it names are relative to `folder`.
@@ -77,7 +81,7 @@ pub fn identity(path: &Path) -> Result<Identity, IdentityError> {
     let unknown = || IdentityError::Unknown { path: path.to_owned() };
     let root = yaml::parse(&source).map_err(|_| unknown())?;
     let raw = de::read::<raw::RawConfig>(&root, &mut Diagnostics::default()).ok_or_else(unknown)?;
-    resolve::identity(&raw, path.parent().unwrap_or_else(|| Path::new("."))).ok_or_else(unknown)
+    resolve::identity(&raw, folder_of(path)).ok_or_else(unknown)
 }
 
 pub fn admin_socket(path: &Path) -> Result<PathBuf, IdentityError> {
@@ -88,7 +92,10 @@ pub fn admin_socket(path: &Path) -> Result<PathBuf, IdentityError> {
 pub enum IdentityError {
     #[error(transparent)]
     Read(#[from] ReadError),
-    #[error("{} names no gateway: `gateway.name` is missing (skyway check -c {} says more)", path.display(), path.display())]
+    #[error(
+        "{} does not tell which gateway it is for: skyway check -c {} says what is wrong with it; status, show and reload also take --socket PATH",
+        path.display(), path.display()
+    )]
     Unknown { path: PathBuf },
 }
 

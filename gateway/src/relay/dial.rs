@@ -146,7 +146,7 @@ impl DirectDialer {
     async fn connect(&self, address: SocketAddr, deadline: Instant) -> Result<TcpStream, DialError> {
         // Unbound, it would leave by whatever the routing table says: not by this way out.
         if let Some(source) = self.source.filter(|source| source.is_ipv4() != address.is_ipv4()) {
-            return Err(DialError::Unreachable { address, detail: format!("the underlay's source {source} is of the other IP version") });
+            return Err(DialError::Socket { detail: format!("the underlay's source {source} is of another IP version than {address}") });
         }
         let socket = self.socket(address).map_err(|error| DialError::Socket { detail: error.to_string() })?;
         match tokio::time::timeout_at(deadline.into(), socket.connect(address)).await {

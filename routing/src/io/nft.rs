@@ -35,7 +35,9 @@ pub async fn is_loaded(gateway: &str, interfaces: &[&str]) -> bool {
     listed.is_ok_and(|text| {
         let hooked = ["hook forward", "hook input"].iter().all(|hook| text.contains(hook));
         let drops = |interface: &&str| {
-            ["forward", "input"].iter().all(|chain| text.contains(&format!("counter name \"dropped_{interface}_{chain}\" drop")))
+            ["forward", "input"]
+                .iter()
+                .all(|chain| text.contains(&format!("iifname \"{interface}\" counter name \"dropped_{interface}_{chain}\" drop")))
         };
         hooked && interfaces.iter().all(drops)
     })

@@ -26,7 +26,8 @@ const METRICS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4A
 const FOLDER: &str = "/run/skyway";
 
 pub(super) fn resolve(raw: &RawConfig, folder: &Path, diagnostics: &mut Diagnostics) -> Option<Settings> {
-    let mut context = Context { diagnostics, folder };
+    let names = raw.tunnels.get().iter().flat_map(|entries| &entries.0).map(|entry| entry.name.clone()).collect();
+    let mut context = Context { diagnostics, folder, tunnel_names: names, incomplete: Vec::new() };
     match raw.version.require("version", Place::WHOLE_FILE, context.diagnostics) {
         Some(1) | None => {}
         Some(_) => context.report(Diagnostic::error(&raw.version, "this skyway does not know that version of the file").expected("1")),
@@ -62,6 +63,10 @@ pub(super) fn identity(raw: &RawConfig, folder: &Path) -> Option<Identity> {
 struct Context<'a> {
     diagnostics: &'a mut Diagnostics,
     folder: &'a Path,
+    /// Of all tunnels of the file, also those that have mistakes: a name that is there is not reported as missing.
+    tunnel_names: Vec<String>,
+    /// Tunnels that lost a peer to a mistake: what they carry cannot be judged.
+    incomplete: Vec<String>,
 }
 
 impl Context<'_> {
@@ -109,7 +114,8 @@ impl Context<'_> {
     }
 
     /// Reads the secret that `raw` refers to. A broken reference is put down at `place`.
-    fn secret(&mut self, raw: &RawSecret, place: &Field<RawSecret>) -> Option<Secret> {
+    /// `make` says how a missing one comes to be.
+    fn secret(&mut self, raw: &RawSecret, place: &Field<RawSecret>, make: &str) -> Option<Secret> {
         let source = match (raw.file.get(), raw.env.get()) {
             (Some(file), None) => SecretSource::File(self.folder.join(file)),
             (None, Some(name)) => SecretSource::Env(name.clone()),
@@ -135,6 +141,8 @@ impl Context<'_> {
                 let mut diagnostic = Diagnostic::error(place, error.to_string());
                 if let Some(help) = error.help() {
                     diagnostic = diagnostic.help(help);
+                } else if error.is_missing() {
+                    diagnostic = diagnostic.help(make);
                 }
                 self.report(diagnostic);
                 None
@@ -178,6 +186,13 @@ impl Context<'_> {
             );
         }
         good
+    }
+
+    /// A name that must be a tunnel's.
+    fn known_tunnel(&mut self, field: &Field<String>) -> Option<String> {
+        let names = self.tunnel_names.clone();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        self.known(field, "tunnel", &names)
     }
 
     /// A name that must be one of `known`.

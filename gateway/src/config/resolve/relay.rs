@@ -35,7 +35,7 @@ impl Context<'_> {
             );
         }
         let sensors = self.sensors(raw);
-        let paths = self.paths(raw, tunnels, underlays);
+        let paths = self.paths(raw, underlays);
         if raw.paths.get().is_none_or(Vec::is_empty) {
             self.report(
                 Diagnostic::warning(place, "no path is configured: nothing can leave")
@@ -149,8 +149,9 @@ impl Context<'_> {
     fn proxy_user(&mut self, raw: &RawSensor) -> Option<ProxyUser> {
         let user = raw.proxy_user.get()?;
         let name = user.name.require("name", &raw.proxy_user, self.diagnostics).cloned();
-        let password =
-            user.password.require("password", &raw.proxy_user, self.diagnostics).and_then(|secret| self.secret(secret, &user.password));
+        let password = user.password.require("password", &raw.proxy_user, self.diagnostics).and_then(|secret| {
+            self.secret(secret, &user.password, "write the sensor's proxy password there, readable by its owner alone (mode 0600)")
+        });
         if name.as_deref().is_some_and(|name| name.is_empty() || name.contains(':')) {
             self.report(
                 Diagnostic::error(&user.name, "not a user name that Basic authentication can carry").expected("some text without a colon"),
@@ -159,7 +160,7 @@ impl Context<'_> {
         Some(ProxyUser { name: name?, password: password? })
     }
 
-    fn paths(&mut self, raw: &RawRelay, tunnels: &[TunnelSettings], underlays: &BTreeMap<String, UnderlaySettings>) -> Vec<PathSettings> {
+    fn paths(&mut self, raw: &RawRelay, underlays: &BTreeMap<String, UnderlaySettings>) -> Vec<PathSettings> {
         let mut paths: Vec<PathSettings> = Vec::new();
         for field in raw.paths.get().into_iter().flatten() {
             let Some(path) = field.get() else { continue };
@@ -170,7 +171,7 @@ impl Context<'_> {
                 self.report(Diagnostic::error(&path.name, "two paths have that name"));
             }
             path.via.require("via", field, self.diagnostics);
-            let via = self.via(path, tunnels, underlays);
+            let via = self.via(path, underlays);
             let parents: Vec<Parent> = path.parents.get().into_iter().flatten().filter_map(|field| self.parent(field)).collect();
             if let (Some(name), Some(via)) = (name, via) {
                 paths.push(PathSettings { name, via, parents });
@@ -179,7 +180,7 @@ impl Context<'_> {
         paths
     }
 
-    fn via(&mut self, path: &RawPath, tunnels: &[TunnelSettings], underlays: &BTreeMap<String, UnderlaySettings>) -> Option<Via> {
+    fn via(&mut self, path: &RawPath, underlays: &BTreeMap<String, UnderlaySettings>) -> Option<Via> {
         const FORM: &str = "direct, { tunnel: NAME } or { underlay: NAME }";
         match path.via.get()? {
             ScalarOr::Scalar(word) if word == "direct" => Some(Via::Direct),
@@ -188,10 +189,7 @@ impl Context<'_> {
                 None
             }
             ScalarOr::Mapping(via) => match (via.tunnel.is_present(), via.underlay.is_present()) {
-                (true, false) => {
-                    let names: Vec<&str> = tunnels.iter().map(|tunnel| tunnel.name.as_str()).collect();
-                    self.known(&via.tunnel, "tunnel", &names).map(Via::Tunnel)
-                }
+                (true, false) => self.known_tunnel(&via.tunnel).map(Via::Tunnel),
                 (false, true) => {
                     let names: Vec<&str> = underlays.keys().map(String::as_str).collect();
                     self.known(&via.underlay, "underlay", &names).map(Via::Underlay)
@@ -235,12 +233,21 @@ impl Context<'_> {
     ) {
         for path in &relay.paths {
             let Via::Tunnel(name) = &path.via else { continue };
-            let Some(tunnel) = tunnels.iter().find(|tunnel| tunnel.name == *name && tunnel.mode != Mode::Userspace) else { continue };
+            let Some(tunnel) = tunnels.iter().find(|tunnel| tunnel.name == *name) else { continue };
+            let carried = |address: &IpAddr| tunnel.peers.iter().flat_map(|peer| &peer.allowed_ips).any(|prefix| prefix.contains(address));
+            let complete = !self.incomplete.contains(name);
+            for address in path.parents.iter().filter_map(Parent::address).filter(|address| complete && !carried(&address.ip())) {
+                let message = format!("the parent {address} of the path {} lies in no peer's allowed_ips of the tunnel {name}", path.name);
+                self.report(Diagnostic::error(place, message).help("add its address to the allowed_ips of the peer that it is behind"));
+            }
+            if tunnel.mode == Mode::Userspace {
+                continue;
+            }
             let on_link = tunnel.addresses.iter().map(IpNet::trunc);
             let routed: Vec<IpNet> =
                 on_link.chain(routes.fixed.iter().filter(|route| route.tunnel == *name).map(|route| route.prefix)).collect();
             for address in path.parents.iter().filter_map(Parent::address) {
-                if !routed.iter().any(|prefix| prefix.contains(&address.ip())) {
+                if carried(&address.ip()) && !routed.iter().any(|prefix| prefix.contains(&address.ip())) {
                     let message = format!(
                         "no route leads to the parent {address} of the path {}: it can be reached in userspace mode alone",
                         path.name
@@ -297,13 +304,12 @@ impl Context<'_> {
                 }
             },
             ScalarOr::Mapping(inside) => {
-                let names: Vec<&str> = tunnels.iter().map(|tunnel| tunnel.name.as_str()).collect();
                 inside.tunnel.require("tunnel", &raw.listen, self.diagnostics);
                 let port = inside.port.require("port", &raw.listen, self.diagnostics).copied();
                 if port == Some(0) {
                     self.report(Diagnostic::error(&inside.port, "not a usable port").expected("1 to 65535"));
                 }
-                let tunnel = self.known(&inside.tunnel, "tunnel", &names)?;
+                let tunnel = self.known_tunnel(&inside.tunnel)?;
                 Some(Listen::Tunnel { tunnel, address: None, port: port? })
             }
         }

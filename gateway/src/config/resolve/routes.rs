@@ -17,7 +17,6 @@ impl Context<'_> {
         for entry in raw.bgp.get().iter().flat_map(|entries| &entries.0) {
             self.report(Diagnostic::error(entry, "BGP is not part of this version of skyway").help("leave `bgp: { }` empty"));
         }
-        let names: Vec<&str> = tunnels.iter().map(|tunnel| tunnel.name.as_str()).collect();
         let mut fixed: Vec<StaticRoute> = Vec::new();
         for field in raw.fixed.get().into_iter().flatten() {
             let Some(route) = field.get() else { continue };
@@ -26,7 +25,7 @@ impl Context<'_> {
             let via = route.via.require("via", field, self.diagnostics);
             let name = via.and_then(|via| {
                 via.tunnel.require("tunnel", &route.via, self.diagnostics);
-                self.known(&via.tunnel, "tunnel", &names)
+                self.known_tunnel(&via.tunnel)
             });
             let metric = route.metric.get().copied().unwrap_or(METRIC);
             if metric == 0 || metric == u32::MAX {
@@ -46,6 +45,7 @@ impl Context<'_> {
                 );
             }
             if let Some(tunnel) = tunnels.iter().find(|tunnel| tunnel.name == name)
+                && !self.incomplete.contains(&name)
                 && !carried(tunnel, &prefix)
             {
                 self.report(

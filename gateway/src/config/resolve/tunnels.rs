@@ -43,7 +43,10 @@ impl Context<'_> {
     ) -> Option<TunnelSettings> {
         // The name is the TUN device's too.
         let named = self.name_is_good(entry, &entry.name, 15);
-        let key = raw.private_key.require("private_key", entry, self.diagnostics).and_then(|secret| self.secret(secret, &raw.private_key));
+        let key = raw
+            .private_key
+            .require("private_key", entry, self.diagnostics)
+            .and_then(|secret| self.secret(secret, &raw.private_key, "make one with: (umask 077 && skyway genkey > FILE)"));
         let key = key.and_then(|key| {
             let parsed = key.expose().parse::<PrivateKey>();
             if parsed.is_err() {
@@ -80,6 +83,9 @@ impl Context<'_> {
             self.report(Diagnostic::error(&raw.mtu, "not a usable MTU").expected(format!("{} to {}", MTU.start(), MTU.end())));
         }
         let peers = self.peers(raw, key.as_ref(), underlays);
+        if raw.peers.get().map_or(0, |entries| entries.0.len()) != peers.len() {
+            self.incomplete.push(entry.name.clone());
+        }
         let mtu = raw.mtu.get().copied().unwrap_or_else(|| smallest_mtu(here, &peers));
         let key = key?;
         Some(TunnelSettings {
@@ -160,15 +166,25 @@ impl Context<'_> {
                 );
             }
         }
-        let preshared = raw.preshared_key.get().and_then(|secret| self.secret(secret, &raw.preshared_key)).and_then(|secret| {
-            let parsed = secret.expose().parse::<PresharedKey>();
-            if parsed.is_err() {
-                self.report(
-                    Diagnostic::error(&raw.preshared_key, "what is kept there is no preshared key").expected("44 characters of base64"),
-                );
-            }
-            parsed.ok()
-        });
+        let preshared = raw
+            .preshared_key
+            .get()
+            .and_then(|secret| {
+                self.secret(
+                    secret,
+                    &raw.preshared_key,
+                    "copy the other side's, or make one for both with: (umask 077 && skyway genpsk > FILE)",
+                )
+            })
+            .and_then(|secret| {
+                let parsed = secret.expose().parse::<PresharedKey>();
+                if parsed.is_err() {
+                    self.report(
+                        Diagnostic::error(&raw.preshared_key, "what is kept there is no preshared key").expected("44 characters of base64"),
+                    );
+                }
+                parsed.ok()
+            });
         let endpoints = raw.endpoints.get().into_iter().flatten().filter_map(|field| self.endpoint(field, underlays)).collect();
         raw.allowed_ips.require("allowed_ips", entry, self.diagnostics);
         let allowed_ips = self.read_all(&raw.allowed_ips, words::prefix);
@@ -290,8 +306,10 @@ impl Context<'_> {
 }
 
 fn smallest_mtu(here: Cloud, peers: &[PeerSettings]) -> u32 {
-    // A name may resolve to IPv6, whose header is 20 bytes longer.
-    let ipv6 = |peer: &PeerSettings| peer.endpoints.iter().any(|endpoint| !matches!(endpoint.host.parse(), Ok(IpAddr::V4(_))));
+    // A name may resolve to IPv6, whose header is 20 bytes longer; so may a peer come by it whose endpoint is not known.
+    let ipv6 = |peer: &PeerSettings| {
+        peer.endpoints.is_empty() || peer.endpoints.iter().any(|endpoint| !matches!(endpoint.host.parse(), Ok(IpAddr::V4(_))))
+    };
     peers.iter().map(|peer| default_mtu(here, peer.cloud, ipv6(peer))).min().unwrap_or_else(|| default_mtu(here, Cloud::default(), false))
 }
 

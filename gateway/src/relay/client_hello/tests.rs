@@ -2,7 +2,7 @@
 //! its number. Every stream is read at once, byte by byte and in 100-byte segments, and must give
 //! the same answer each time.
 //!
-//! The rows are those of a comparison of readers (docs/client-hello.md). A row that says "reject" of a name (15, 17) is the policy's to
+//! The rows are those of docs/client-hello.md. A row that says "reject" of a name (15, 17) is the policy's to
 //! reject; the reader's part is to see the right one.
 
 use std::iter;
