@@ -187,3 +187,28 @@ fn an_empty_file_says_what_is_missing() {
     assert!(loaded.settings.is_none());
     assert!(loaded.diagnostics.has_errors());
 }
+
+#[test]
+fn a_parent_that_no_peer_carries_is_refused_where_it_stands() {
+    let folder = Folder::new();
+    let loaded = parse(example().replace("http://10.99.0.2:3128", "http://10.98.0.2:3128"), folder.path());
+    assert!(loaded.settings.is_none());
+    let error = loaded.diagnostics.iter().find(|diagnostic| diagnostic.path == "relay.paths[0].parents[0]").expect("an error there");
+    assert_eq!(error.message, "the parent lies in no peer's allowed_ips of the tunnel azure");
+}
+
+#[test]
+fn a_parent_that_no_route_leads_to_is_only_warned_about() {
+    let folder = Folder::new();
+    let text =
+        example().replace("10.99.0.2/32, ", "10.99.0.2/32, 10.40.0.2/32, ").replace("http://10.99.0.2:3128", "http://10.40.0.2:3128");
+    let loaded = parse(text, folder.path());
+    assert!(loaded.settings.is_some(), "{}", loaded.diagnostics.render("example", &loaded.source, false));
+    assert!(loaded.diagnostics.iter().any(|diagnostic| diagnostic.message.starts_with("no route leads to the parent")));
+}
+
+#[test]
+fn a_broken_tunnel_causes_no_errors_elsewhere() {
+    assert_eq!(broken("{ file: azure.key }", "{ file: missing.key }").len(), 1);
+    assert_eq!(broken(PEER_KEY, "short").len(), 1);
+}

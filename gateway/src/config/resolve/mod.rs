@@ -39,8 +39,8 @@ pub(super) fn resolve(raw: &RawConfig, folder: &Path, diagnostics: &mut Diagnost
     let tunnels = context.tunnels(raw, cloud, &underlays);
     let routes = context.routes(raw, &tunnels);
     let relay = raw.relay.get().map(|relay| context.relay(relay, &raw.relay, &tunnels, &underlays));
-    if let Some(relay) = &relay {
-        context.parents_are_routed(&raw.relay, relay, &tunnels, &routes);
+    if let (Some(written), Some(relay)) = (raw.relay.get(), &relay) {
+        context.parents_are_routed(written, relay, &tunnels, &routes);
     }
     for entry in raw.peerings.get().iter().flat_map(|entries| &entries.0) {
         context.report(Diagnostic::error(entry, "peerings are not part of this version of skyway").help("leave `peerings: { }` empty"));

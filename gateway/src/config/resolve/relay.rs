@@ -223,36 +223,24 @@ impl Context<'_> {
         Some(Parent { url: url.clone(), host, port })
     }
 
-    /// In TUN mode a parent behind a tunnel needs a route there: the kill switch answers otherwise.
-    pub(super) fn parents_are_routed(
-        &mut self,
-        place: &Field<RawRelay>,
-        relay: &RelaySettings,
-        tunnels: &[TunnelSettings],
-        routes: &RouteSettings,
-    ) {
+    /// A parent behind a tunnel must be a peer's, and in TUN mode needs a route there: the kill switch answers otherwise.
+    pub(super) fn parents_are_routed(&mut self, raw: &RawRelay, relay: &RelaySettings, tunnels: &[TunnelSettings], routes: &RouteSettings) {
         for path in &relay.paths {
             let Via::Tunnel(name) = &path.via else { continue };
             let Some(tunnel) = tunnels.iter().find(|tunnel| tunnel.name == *name) else { continue };
-            let carried = |address: &IpAddr| tunnel.peers.iter().flat_map(|peer| &peer.allowed_ips).any(|prefix| prefix.contains(address));
-            let complete = !self.incomplete.contains(name);
-            for address in path.parents.iter().filter_map(Parent::address).filter(|address| complete && !carried(&address.ip())) {
-                let message = format!("the parent {address} of the path {} lies in no peer's allowed_ips of the tunnel {name}", path.name);
-                self.report(Diagnostic::error(place, message).help("add its address to the allowed_ips of the peer that it is behind"));
-            }
-            if tunnel.mode == Mode::Userspace {
-                continue;
-            }
+            let allowed: Vec<IpNet> = tunnel.peers.iter().flat_map(|peer| peer.allowed_ips.clone()).collect();
             let on_link = tunnel.addresses.iter().map(IpNet::trunc);
-            let routed: Vec<IpNet> =
-                on_link.chain(routes.fixed.iter().filter(|route| route.tunnel == *name).map(|route| route.prefix)).collect();
-            for address in path.parents.iter().filter_map(Parent::address) {
-                if carried(&address.ip()) && !routed.iter().any(|prefix| prefix.contains(&address.ip())) {
-                    let message = format!(
-                        "no route leads to the parent {address} of the path {}: it can be reached in userspace mode alone",
-                        path.name
-                    );
-                    let help = format!("add to routes.static: {{ prefix: {}, via: {{ tunnel: {name} }} }}", IpNet::from(address.ip()));
+            let fixed = routes.fixed.iter().filter(|route| route.tunnel == *name).map(|route| route.prefix);
+            let routed: Vec<IpNet> = on_link.chain(fixed).collect();
+            let holds = |prefixes: &[IpNet], address: IpAddr| prefixes.iter().any(|prefix| prefix.contains(&address));
+            for (parent, address) in path.parents.iter().filter_map(|parent| Some((parent, parent.address()?.ip()))) {
+                let Some(place) = written(raw, &path.name, &parent.url) else { continue };
+                if !holds(&allowed, address) && !self.incomplete.contains(name) {
+                    let message = format!("the parent lies in no peer's allowed_ips of the tunnel {name}");
+                    self.report(Diagnostic::error(place, message).help("add its address to the allowed_ips of the peer that it is behind"));
+                } else if !holds(&routed, address) && tunnel.mode != Mode::Userspace {
+                    let help = format!("add to routes.static: {{ prefix: {}, via: {{ tunnel: {name} }} }}", IpNet::from(address));
+                    let message = "no route leads to the parent: it can be reached in userspace mode alone";
                     self.report(Diagnostic::warning(place, message).help(help));
                 }
             }
@@ -333,6 +321,13 @@ impl Context<'_> {
         }
         limits
     }
+}
+
+/// Where the parent `url` of the path `name` stands in the file.
+fn written<'a>(raw: &'a RawRelay, name: &str, url: &str) -> Option<&'a Field<String>> {
+    let paths = raw.paths.get()?.iter().filter_map(Field::get);
+    let path = paths.into_iter().find(|path| path.name.get().is_some_and(|written| written == name))?;
+    path.parents.get()?.iter().find(|parent| parent.get().is_some_and(|written| written == url))
 }
 
 /// What a host is for, by the domain that Azure gives it.
