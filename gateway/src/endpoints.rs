@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tracing::{debug, warn};
-use tunnel::io::Lane;
+use tunnel::io::Lanes;
 use tunnel::{Endpoint, EndpointSettings, PeerChange, PeerSettings, PeerState, Snapshot};
 
 use crate::config::UnderlaySettings;
@@ -30,7 +30,7 @@ type Answers = HashMap<String, Vec<IpAddr>>;
 
 /// Keeps the endpoints of one tunnel's peers resolved until `wanted` closes.
 pub(crate) async fn watch_endpoints(
-    lane: Arc<Lane>,
+    lanes: Arc<Lanes>,
     resolver: Resolver,
     mut wanted: watch::Receiver<Wanted>,
     snapshots: watch::Receiver<Snapshot>,
@@ -41,7 +41,7 @@ pub(crate) async fn watch_endpoints(
     loop {
         let now = wanted.borrow_and_update().clone();
         // What needs no asking first: a slow name server must not hold up an address.
-        let mut problems = hand_over(&lane, &now, &answers);
+        let mut problems = hand_over(&lanes, &now, &answers);
         for host in names(&now.peers) {
             let answer = tokio::select! {
                 answer = resolver.resolve(&host) => answer,
@@ -56,7 +56,7 @@ pub(crate) async fn watch_endpoints(
                 Err(error) => problems.push(format!("endpoint {host}: {error}")),
             }
         }
-        problems.extend(hand_over(&lane, &now, &answers));
+        problems.extend(hand_over(&lanes, &now, &answers));
         let complete = problems.is_empty();
         for problem in problems {
             if !complained.contains(&problem) {
@@ -75,8 +75,8 @@ pub(crate) async fn watch_endpoints(
     }
 }
 
-/// Gives the lane what is known of every peer's endpoints; returns what is wrong with the underlays.
-fn hand_over(lane: &Lane, wanted: &Wanted, answers: &Answers) -> Vec<String> {
+/// Gives the lanes what is known of every peer's endpoints; returns what is wrong with the underlays.
+fn hand_over(lanes: &Lanes, wanted: &Wanted, answers: &Answers) -> Vec<String> {
     let mut problems = Vec::new();
     for peer in &wanted.peers {
         let mut missing = Vec::new();
@@ -86,7 +86,7 @@ fn hand_over(lane: &Lane, wanted: &Wanted, answers: &Answers) -> Vec<String> {
         // Names that have not resolved yet leave what is known alone; a list that was emptied does not.
         if !endpoints.is_empty() || peer.endpoints.is_empty() {
             // A lane that has ended is the supervisor's to notice.
-            let _running = lane.change(PeerChange::Endpoints(peer.public_key, endpoints));
+            let _running = lanes.change(&PeerChange::Endpoints(peer.public_key, endpoints));
         }
     }
     problems

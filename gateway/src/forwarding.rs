@@ -46,7 +46,7 @@ fn fixed<'a>(routes: &'a RouteSettings, tun: &'a [&TunnelSettings]) -> impl Iter
 
 fn protected<'a>(tun: &'a [&TunnelSettings]) -> impl Iterator<Item = Protected> + 'a {
     tun.iter().flat_map(|tunnel| {
-        let allowed = tunnel.peers.iter().flat_map(|peer| &peer.allowed_ips);
+        let allowed = tunnel.peers.iter().flat_map(|peer| peer.allowed_ips.iter());
         let on_link = tunnel.addresses.iter().map(IpNet::trunc);
         allowed.copied().chain(on_link).map(|prefix| Protected { prefix, interface: tunnel.name.clone() })
     })

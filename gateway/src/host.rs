@@ -46,7 +46,7 @@ pub enum HostError {
 }
 
 /// Holds table and rule of this network namespace for one gateway, as long as it lives.
-pub(crate) struct Claim(#[expect(dead_code, reason = "held for its lifetime alone")] Option<Tun>);
+pub(crate) struct Claim(#[expect(dead_code, reason = "held for its lifetime alone")] Vec<Tun>);
 
 /// A device that is never set up. Only who may change routes can make it, it is the namespace's own, and it goes with its
 /// process whatever ends that.
@@ -54,11 +54,11 @@ const CLAIM: &str = "skyway-lock";
 
 impl Claim {
     pub(crate) fn take() -> Result<Self, HostError> {
-        match Tun::create(CLAIM) {
-            Ok(device) => Ok(Self(Some(device))),
+        match Tun::create(CLAIM, 1) {
+            Ok(device) => Ok(Self(device)),
             Err(TunError::Busy { .. }) => Err(HostError::Taken),
             // Where no device can be made, nobody has one.
-            Err(TunError::Open { .. }) => Ok(Self(None)),
+            Err(TunError::Open { .. }) => Ok(Self(Vec::new())),
             Err(error) => Err(HostError::Claim(error)),
         }
     }
@@ -205,7 +205,7 @@ fn warn_if_not_forwarding(settings: &Settings) {
 /// Strict reverse-path filtering drops what an endpoint inside a routed prefix sends: its way back is the tunnel.
 fn warn_if_strict(tun: &[&TunnelSettings]) {
     let inside = |tunnel: &&TunnelSettings| {
-        let allowed: Vec<&IpNet> = tunnel.peers.iter().flat_map(|peer| &peer.allowed_ips).collect();
+        let allowed: Vec<&IpNet> = tunnel.peers.iter().flat_map(|peer| peer.allowed_ips.iter()).collect();
         let endpoints = tunnel.peers.iter().flat_map(|peer| &peer.endpoints);
         endpoints
             .filter_map(|endpoint| endpoint.host.parse::<IpAddr>().ok())

@@ -7,6 +7,7 @@ mod endpoints;
 mod forwarding;
 mod host;
 mod inside;
+mod lanes;
 pub mod plan;
 mod privilege;
 pub mod relay;
@@ -14,5 +15,6 @@ pub mod secret;
 pub mod supervisor;
 pub mod telemetry;
 mod terminal;
+pub mod uapi;
 
 pub mod cli;

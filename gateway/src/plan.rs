@@ -3,16 +3,16 @@
 //! Pure: nothing here touches a tunnel, a route or a listener. Additions come before removals, so that at no moment
 //! is there less than both configurations have in common. What is not named by a change is not touched.
 //!
-//! A running gateway takes peers, MTUs, routes, the catalogue, sensors, paths and limits. What is tied to a socket, a device
-//! or the process itself (a tunnel's key, port, addresses or mode; listeners; the admin interface) needs a
+//! A running gateway takes keys, peers, MTUs, routes, the catalogue, sensors, paths and limits. What is tied to a socket, a device
+//! or the process itself (a tunnel's port, addresses, lanes or mode; listeners; the admin interface) needs a
 //! restart: such a difference is refused as a whole, and named.
 
 use std::fmt;
 
-use tunnel::{PeerSettings, PublicKey, TunnelSettings};
+use tunnel::{PeerSettings, PrivateKey, PublicKey, TunnelSettings};
 
 use crate::config::{RelaySettings, RouteSettings, Settings, UnderlaySettings};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 /// One step of a reload.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,7 +24,14 @@ pub enum Change {
     },
     EditPeer {
         tunnel: String,
+        /// The key that the peer had before; another one than now if it has become what was announced as its next.
+        key: PublicKey,
         peer: PeerSettings,
+    },
+    /// The gateway's own key in a tunnel; sessions go on until they are replaced.
+    SetPrivateKey {
+        tunnel: String,
+        key: PrivateKey,
     },
     /// Largest inner packet of a tunnel, in bytes.
     SetMtu {
@@ -68,6 +75,9 @@ impl Plan {
         }
         for wanted in &desired.tunnels {
             let Some(present) = running.tunnel(&wanted.name) else { continue };
+            if present.private_key != wanted.private_key {
+                additions.push(Change::SetPrivateKey { tunnel: wanted.name.clone(), key: wanted.private_key.clone() });
+            }
             if present.mtu != wanted.mtu {
                 additions.push(Change::SetMtu { tunnel: wanted.name.clone(), mtu: wanted.mtu });
             }
@@ -103,8 +113,9 @@ impl Change {
         match self {
             Self::SetUnderlays(underlays) => settings.underlays.clone_from(underlays),
             Self::AddPeer { tunnel, peer } => on_tunnel(settings, tunnel, |tunnel| tunnel.peers.push(peer.clone())),
-            Self::EditPeer { tunnel, peer } => on_tunnel(settings, tunnel, |tunnel| {
-                if let Some(present) = tunnel.peers.iter_mut().find(|present| present.public_key == peer.public_key) {
+            Self::SetPrivateKey { tunnel, key } => on_tunnel(settings, tunnel, |tunnel| tunnel.private_key.clone_from(key)),
+            Self::EditPeer { tunnel, key, peer } => on_tunnel(settings, tunnel, |tunnel| {
+                if let Some(present) = tunnel.peers.iter_mut().find(|present| present.public_key == *key) {
                     present.clone_from(peer);
                 }
             }),
@@ -126,7 +137,8 @@ impl fmt::Display for Change {
         match self {
             Self::SetUnderlays(_) => write!(f, "underlays change"),
             Self::AddPeer { tunnel, peer } => write!(f, "add peer {} to tunnel {tunnel}", peer.name),
-            Self::EditPeer { tunnel, peer } => write!(f, "edit peer {} of tunnel {tunnel}", peer.name),
+            Self::SetPrivateKey { tunnel, .. } => write!(f, "private key of tunnel {tunnel} changes"),
+            Self::EditPeer { tunnel, peer, .. } => write!(f, "edit peer {} of tunnel {tunnel}", peer.name),
             Self::SetMtu { tunnel, mtu } => write!(f, "MTU of tunnel {tunnel} becomes {mtu}"),
             Self::SetRoutes(_) => write!(f, "routes change"),
             Self::SetPolicy(_) => write!(f, "relay policy changes"),
@@ -150,22 +162,35 @@ fn peers(
     orders: &mut Vec<Change>,
 ) {
     let tunnel = &wanted.name;
+    // A peer whose next key has become its key is the same peer.
+    let before = |peer: &PeerSettings| {
+        present.peer(&peer.public_key).or_else(|| {
+            let promoted =
+                |present: &&PeerSettings| present.next_public_key == Some(peer.public_key) && wanted.peer(&present.public_key).is_none();
+            present.peers.iter().find(promoted)
+        })
+    };
+    let mut kept = HashSet::new();
     for peer in &wanted.peers {
-        match present.peer(&peer.public_key) {
+        match before(peer) {
             None => additions.push(Change::AddPeer { tunnel: tunnel.clone(), peer: peer.clone() }),
-            Some(before) if before != peer => additions.push(Change::EditPeer { tunnel: tunnel.clone(), peer: peer.clone() }),
-            Some(_) => {}
+            Some(before) => {
+                kept.insert(before.public_key);
+                if before != peer {
+                    additions.push(Change::EditPeer { tunnel: tunnel.clone(), key: before.public_key, peer: peer.clone() });
+                }
+            }
         }
     }
-    for peer in &present.peers {
-        if wanted.peer(&peer.public_key).is_none() {
-            removals.push(Change::RemovePeer { tunnel: tunnel.clone(), name: peer.name.clone(), key: peer.public_key });
-        }
+    for peer in present.peers.iter().filter(|peer| !kept.contains(&peer.public_key)) {
+        removals.push(Change::RemovePeer { tunnel: tunnel.clone(), name: peer.name.clone(), key: peer.public_key });
     }
     let keys = |peers: &[PeerSettings]| peers.iter().map(|peer| peer.public_key).collect::<Vec<_>>();
-    let kept = present.peers.iter().filter(|peer| wanted.peer(&peer.public_key).is_some());
-    let added = wanted.peers.iter().filter(|peer| present.peer(&peer.public_key).is_none());
-    let after: Vec<PublicKey> = kept.chain(added).map(|peer| peer.public_key).collect();
+    let stay = present.peers.iter().filter(|peer| kept.contains(&peer.public_key));
+    let stay = stay
+        .filter_map(|present| wanted.peers.iter().find(|peer| before(peer).is_some_and(|before| before.public_key == present.public_key)));
+    let added = wanted.peers.iter().filter(|peer| before(peer).is_none());
+    let after: Vec<PublicKey> = stay.chain(added).map(|peer| peer.public_key).collect();
     if after != keys(&wanted.peers) {
         orders.push(Change::OrderPeers { tunnel: tunnel.clone(), keys: keys(&wanted.peers) });
     }
@@ -178,9 +203,12 @@ fn needs_restart(running: &Settings, desired: &Settings) -> Result<(), NeedsRest
     }
     for present in &running.tunnels {
         let Some(wanted) = desired.tunnel(&present.name) else { return refuse(format!("the tunnel {} is gone, which", present.name)) };
-        let fixed = |tunnel: &TunnelSettings| TunnelSettings { peers: Vec::new(), mtu: 0, ..tunnel.clone() };
-        if fixed(present) != fixed(wanted) {
-            return refuse(format!("the tunnel {} itself (mode, private_key, listen or addresses)", present.name));
+        // Written out, so that a new setting is thought about here.
+        let TunnelSettings { name: _, mode, private_key: _, listen, addresses, mtu: _, lanes, cpus, uapi, peers: _ } = present;
+        let same = (mode, listen, addresses, lanes, cpus, uapi)
+            == (&wanted.mode, &wanted.listen, &wanted.addresses, &wanted.lanes, &wanted.cpus, &wanted.uapi);
+        if !same {
+            return refuse(format!("the tunnel {} itself (mode, listen, addresses, lanes, cpus or uapi)", present.name));
         }
     }
     if let Some(new) = desired.tunnels.iter().find(|tunnel| running.tunnel(&tunnel.name).is_none()) {

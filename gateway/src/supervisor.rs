@@ -8,20 +8,22 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use tokio::sync::{Mutex, watch};
 use tracing::{info, warn};
-use tunnel::io::{Lane, LaneSettings, PreparedPort, Tun, TunError, UdpError, UdpSocket, Wake};
+use tunnel::io::{Lanes, LanesSettings, PreparedLane, PreparedPort, Tun, TunError, UdpError, UdpSocket, Wake};
 use tunnel::userspace::{Network, network};
-use tunnel::{Mode, PeerChange, Snapshot, TunnelSettings};
+use tunnel::{EngineSettings, Mode, PeerChange, Snapshot, TunnelSettings};
 
-use crate::config::{self, Diagnostics, Listen, ListenerAt, ReadError, RelaySettings, Settings, UnderlaySettings, Via};
+use crate::config::{self, Diagnostics, Listen, ListenerAt, Loaded, ReadError, RelaySettings, Settings, UnderlaySettings, Via};
 use crate::endpoints::{Wanted, watch_endpoints};
 use crate::host::{Host, HostError};
 use crate::inside::{TunnelAcceptor, TunnelDialer, Way};
+use crate::lanes::watch_lanes;
 use crate::plan::{Change, NeedsRestart, Plan};
 use crate::relay::{Acceptor, Dialer, DirectDialer, Listener, ListenerSettings, Path, Policy, Relay, Resolver, ResolverError, TcpAcceptor};
 
@@ -30,6 +32,11 @@ pub struct Supervisor {
     /// Where the configuration is read from at a reload.
     file: PathBuf,
     settings: Settings,
+    /// The file as it was last taken, and the secrets that it names: they are read again when they change.
+    text: String,
+    secrets: WatchedFiles,
+    /// Tunnels that `wg` has changed since the file was last taken.
+    edited: bool,
     tunnels: Vec<RunningTunnel>,
     /// Present if any tunnel has a TUN device.
     host: Option<Host>,
@@ -42,7 +49,7 @@ pub struct Supervisor {
 pub(crate) struct RunningTunnel {
     pub(crate) name: String,
     pub(crate) mode: Mode,
-    lane: Arc<Lane>,
+    lanes: Arc<Lanes>,
     pub(crate) snapshots: watch::Receiver<Snapshot>,
     network: Option<Network>,
     wanted: watch::Sender<Wanted>,
@@ -85,6 +92,15 @@ pub enum ReloadError {
     Prepare(#[from] StartError),
 }
 
+impl From<SetError> for ReloadError {
+    fn from(error: SetError) -> Self {
+        match error {
+            SetError::NeedsRestart(error) => Self::NeedsRestart(error),
+            SetError::Prepare(error) => Self::Prepare(error),
+        }
+    }
+}
+
 /// What a reload did.
 #[derive(Debug, Clone)]
 pub struct Reloaded {
@@ -104,18 +120,30 @@ struct Prepared {
 struct PreparedTunnel {
     settings: TunnelSettings,
     mode: Mode,
-    socket: UdpSocket,
-    port: PreparedPort,
+    lanes: Vec<PreparedLane>,
     network: Option<Network>,
-    wake: Wake,
+}
+
+/// Why `wg` could not change a tunnel. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum SetError {
+    #[error("{0}")]
+    NeedsRestart(#[from] NeedsRestart),
+    #[error("{0}; nothing was changed")]
+    Prepare(#[from] StartError),
 }
 
 impl Supervisor {
     /// Brings everything up. If a part fails, sockets, devices and lanes go again; the kill switch, if it was set, stays.
-    pub async fn start(file: PathBuf, settings: Settings) -> Result<Self, StartError> {
+    ///
+    /// `text` is what `file` held, `secrets` the files that it names.
+    pub async fn start(file: PathBuf, text: String, secrets: Vec<PathBuf>, settings: Settings) -> Result<Self, StartError> {
         let prepared = prepare(&settings).await?;
         let mut supervisor = Self {
             file,
+            text,
+            secrets: WatchedFiles::new(secrets),
+            edited: false,
             settings,
             tunnels: Vec::new(),
             host: prepared.host,
@@ -146,9 +174,21 @@ impl Supervisor {
     /// Reads the file again and carries out the difference.
     pub async fn reload(&mut self) -> Result<Reloaded, ReloadError> {
         let loaded = config::load(&self.file)?;
-        let Some(desired) = loaded.settings else {
-            return Err(ReloadError::Invalid { diagnostics: loaded.diagnostics, text: loaded.source });
-        };
+        self.take(loaded).await
+    }
+
+    async fn take(&mut self, loaded: Loaded) -> Result<Reloaded, ReloadError> {
+        let Loaded { settings, diagnostics, source, secrets } = loaded;
+        let Some(desired) = settings else { return Err(ReloadError::Invalid { diagnostics, text: source }) };
+        let reloaded = self.change_to(desired, if self.edited { "undid a change by wg, or changed" } else { "changed" }).await?;
+        self.text = source;
+        self.secrets = WatchedFiles::new(secrets);
+        self.edited = false;
+        Ok(reloaded)
+    }
+
+    /// Carries out the difference between what runs and what is desired; all of it, or nothing.
+    async fn change_to(&mut self, desired: Settings, what: &str) -> Result<Reloaded, SetError> {
         let plan = Plan::between(&self.settings, &desired)?;
         let changes: Vec<String> = plan.changes.iter().map(ToString::to_string).collect();
         if plan.is_empty() {
@@ -167,9 +207,50 @@ impl Supervisor {
         self.generation += 1;
         info!(generation = self.generation, changes = changes.len(), "reloaded");
         for change in &changes {
-            info!(change, "changed");
+            info!(change, "{what}");
         }
         Ok(Reloaded { changes, generation: self.generation })
+    }
+
+    /// Reads secrets again if one of their files has changed; the rest of the configuration stays as it was last taken.
+    async fn renew_secrets(&mut self) {
+        if !self.secrets.changed() {
+            return;
+        }
+        let folder = self.file.parent().map(std::path::Path::to_owned).unwrap_or_default();
+        let loaded = config::parse(self.text.clone(), &folder);
+        if loaded.settings.is_none() {
+            let shown = loaded.diagnostics.render(&self.file.display().to_string(), &loaded.source, false);
+            warn!("a secret has changed and cannot be used; what it was before stays in use\n{shown}");
+            return;
+        }
+        let edited = self.edited;
+        match self.take(loaded).await {
+            Ok(reloaded) if reloaded.changes.is_empty() => {}
+            Ok(_) => info!(undid = edited, "a secret has changed and is in use"),
+            Err(error) => warn!(%error, "a secret has changed and cannot be used"),
+        }
+    }
+
+    /// Changes one tunnel, as `wg` asks. The file knows nothing of it: the next reload undoes it.
+    pub async fn set_tunnel(&mut self, desired: TunnelSettings) -> Result<(), SetError> {
+        let mut settings = self.settings.clone();
+        if let Some(tunnel) = settings.tunnels.iter_mut().find(|tunnel| tunnel.name == desired.name) {
+            *tunnel = desired;
+        }
+        let changed = self.change_to(settings, "changed by wg, until the next reload").await?;
+        self.edited |= !changed.changes.is_empty();
+        Ok(())
+    }
+
+    /// The newest snapshot of a tunnel.
+    pub(crate) fn tunnel_snapshot(&self, name: &str) -> Option<Snapshot> {
+        self.tunnels.iter().find(|running| running.name == name).map(|running| running.snapshots.borrow().clone())
+    }
+
+    /// Whether `wg` has changed a tunnel since the file was last taken.
+    pub(crate) const fn is_edited(&self) -> bool {
+        self.edited
     }
 
     /// A tunnel that fell back to userspace mode at the start cannot take what needs a device now.
@@ -186,8 +267,9 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Holds the kernel against the settings, and puts back what somebody else changed.
+    /// Holds the kernel against the settings, and puts back what somebody else changed; takes secrets that changed.
     pub async fn maintain(&mut self) {
+        self.renew_secrets().await;
         let tun = self.tun(&self.settings);
         if let Some(host) = &mut self.host {
             host.maintain(&self.settings, &tun).await;
@@ -244,12 +326,17 @@ impl Supervisor {
     async fn apply(&self, plan: &Plan, mut policy: Option<Policy>) {
         for change in &plan.changes {
             match change {
-                Change::AddPeer { tunnel, peer } => self.change(tunnel, PeerChange::Add(peer.clone())),
-                Change::EditPeer { tunnel, peer } => self.change(tunnel, PeerChange::Edit(peer.clone())),
-                Change::RemovePeer { tunnel, key, .. } => self.change(tunnel, PeerChange::Remove(*key)),
+                Change::SetPrivateKey { tunnel, key } => {
+                    if let Some(running) = self.tunnels.iter().find(|running| running.name == *tunnel) {
+                        running.lanes.set_private_key(key);
+                    }
+                }
+                Change::AddPeer { tunnel, peer } => self.change(tunnel, &PeerChange::Add(peer.clone())),
+                Change::EditPeer { tunnel, peer, .. } => self.change(tunnel, &PeerChange::Edit(peer.clone())),
+                Change::RemovePeer { tunnel, key, .. } => self.change(tunnel, &PeerChange::Remove(*key)),
                 Change::SetMtu { tunnel, mtu } => {
                     if let Some(running) = self.tunnels.iter().find(|running| running.name == *tunnel) {
-                        running.lane.set_mtu(*mtu);
+                        running.lanes.set_mtu(*mtu);
                         if let (Some(host), Mode::Tun) = (&self.host, running.mode) {
                             host.set_mtu(tunnel, *mtu).await;
                         }
@@ -274,9 +361,9 @@ impl Supervisor {
         }
     }
 
-    fn change(&self, tunnel: &str, change: PeerChange) {
+    fn change(&self, tunnel: &str, change: &PeerChange) {
         if let Some(running) = self.tunnels.iter().find(|running| running.name == tunnel) {
-            running.lane.change(change);
+            running.lanes.change(change);
         }
     }
 
@@ -351,25 +438,48 @@ impl Supervisor {
     }
 }
 
+/// Files whose change is to be noticed, with what was last seen of them.
+#[derive(Debug)]
+struct WatchedFiles(Vec<(PathBuf, Option<Stamp>)>);
+
+/// Device, inode, size, time of the last change with nanoseconds, mode: replaced or rewritten, one of them differs.
+type Stamp = (u64, u64, u64, i64, i64, u32);
+
+impl WatchedFiles {
+    fn new(paths: Vec<PathBuf>) -> Self {
+        Self(paths.into_iter().map(|path| (path.clone(), stamp(&path))).collect())
+    }
+
+    /// Whether one has changed since it was last asked.
+    fn changed(&mut self) -> bool {
+        self.0.iter_mut().fold(false, |changed, (path, seen)| {
+            let now = stamp(path);
+            (std::mem::replace(seen, now) != now) | changed
+        })
+    }
+}
+
+fn stamp(path: &std::path::Path) -> Option<Stamp> {
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.dev(), metadata.ino(), metadata.size(), metadata.ctime(), metadata.ctime_nsec(), metadata.mode()))
+}
+
 impl RunningTunnel {
     fn start(prepared: PreparedTunnel, underlays: &BTreeMap<String, UnderlaySettings>, resolver: &Resolver) -> Result<Self, StartError> {
-        let PreparedTunnel { settings, mode, socket, port, network, wake } = prepared;
-        let key = settings.private_key.clone();
-        let lane = Lane::start(LaneSettings {
+        let PreparedTunnel { settings, mode, lanes, network } = prepared;
+        let lanes = Lanes::start(LanesSettings {
             name: settings.name.clone(),
-            key,
-            mtu: settings.mtu,
+            engine: EngineSettings { key: settings.private_key.clone(), addresses: settings.addresses.clone(), mtu: settings.mtu },
             peers: settings.peers.clone(),
-            socket,
-            port,
-            wake,
+            lanes,
+            cpus: settings.cpus.clone(),
         })
         .map_err(|source| StartError::Lane { tunnel: settings.name.clone(), source })?;
-        let lane = Arc::new(lane);
-        let snapshots = lane.snapshots();
+        let lanes = Arc::new(lanes);
+        let snapshots = watch_lanes(Arc::clone(&lanes));
         let (wanted, watched) = watch::channel(Wanted { peers: settings.peers, underlays: underlays.clone() });
-        tokio::spawn(watch_endpoints(Arc::clone(&lane), resolver.clone(), watched, snapshots.clone()));
-        Ok(Self { name: settings.name, mode, lane, snapshots, network, wanted })
+        tokio::spawn(watch_endpoints(Arc::clone(&lanes), resolver.clone(), watched, snapshots.clone()));
+        Ok(Self { name: settings.name, mode, lanes, snapshots, network, wanted })
     }
 }
 
@@ -390,14 +500,13 @@ async fn prepare(settings: &Settings) -> Result<Prepared, StartError> {
 
 fn prepare_tunnel(settings: &Settings, tunnel: &TunnelSettings) -> Result<PreparedTunnel, StartError> {
     let name = || tunnel.name.clone();
-    let socket = UdpSocket::bind(tunnel.listen).map_err(|source| StartError::Udp { tunnel: name(), source })?;
-    let wake = Wake::new().map_err(|source| StartError::Lane { tunnel: name(), source })?;
+    let lane_error = |source| StartError::Lane { tunnel: name(), source };
     let needs_kernel = settings.routes.fixed.iter().any(|route| route.tunnel == tunnel.name) || !settings.routes.inbound.is_empty();
-    let tun = match tunnel.mode {
+    let queues = match tunnel.mode {
         Mode::Userspace => None,
-        Mode::Tun => Some(Tun::create(&tunnel.name).map_err(|source| StartError::Tun { tunnel: name(), source })?),
-        Mode::Auto => match Tun::create(&tunnel.name) {
-            Ok(tun) => Some(tun),
+        Mode::Tun => Some(Tun::create(&tunnel.name, tunnel.lanes).map_err(|source| StartError::Tun { tunnel: name(), source })?),
+        Mode::Auto => match Tun::create(&tunnel.name, tunnel.lanes) {
+            Ok(queues) => Some(queues),
             Err(source) if needs_kernel => return Err(StartError::Tun { tunnel: name(), source }),
             Err(source) => {
                 warn!(tunnel = tunnel.name, reason = %source, "no TUN device: running in userspace mode, for the relay alone");
@@ -405,24 +514,36 @@ fn prepare_tunnel(settings: &Settings, tunnel: &TunnelSettings) -> Result<Prepar
             }
         },
     };
-    let (mode, port, network) = match tun {
-        Some(tun) => (Mode::Tun, PreparedPort::Tun(tun), None),
+    let bind = |lane: u16| {
+        let listen = SocketAddr::new(tunnel.listen.ip(), tunnel.listen.port().saturating_add(lane));
+        UdpSocket::bind(listen).map_err(|source| StartError::Udp { tunnel: name(), source })
+    };
+    let mut lanes = Vec::new();
+    let (mode, network) = match queues {
+        Some(queues) => {
+            for (queue, lane) in queues.into_iter().zip(0..) {
+                lanes.push(PreparedLane { socket: bind(lane)?, port: PreparedPort::Tun(queue), wake: Wake::new().map_err(lane_error)? });
+            }
+            (Mode::Tun, None)
+        }
         None => {
+            let wake = Wake::new().map_err(lane_error)?;
             let (network, stack) = network(tunnel.addresses.clone(), tunnel.mtu, wake.clone());
-            (Mode::Userspace, PreparedPort::Userspace(stack), Some(network))
+            lanes.push(PreparedLane { socket: bind(0)?, port: PreparedPort::Userspace(stack), wake });
+            (Mode::Userspace, Some(network))
         }
     };
-    if mode == Mode::Tun && !socket.is_marked() {
+    if mode == Mode::Tun && lanes.iter().any(|lane| !lane.socket.is_marked()) {
         let swallowed = |host: &str| {
             host.parse().is_ok_and(|address| {
-                tunnel.peers.iter().flat_map(|peer| &peer.allowed_ips).any(|prefix| prefix.contains::<&std::net::IpAddr>(&address))
+                tunnel.peers.iter().flat_map(|peer| peer.allowed_ips.iter()).any(|prefix| prefix.contains::<&std::net::IpAddr>(&address))
             })
         };
         if let Some(endpoint) = tunnel.peers.iter().flat_map(|peer| &peer.endpoints).find(|endpoint| swallowed(&endpoint.host)) {
             return Err(StartError::Unmarked { tunnel: name(), endpoint: endpoint.host.clone() });
         }
     }
-    Ok(PreparedTunnel { settings: tunnel.clone(), mode, socket, port, network, wake })
+    Ok(PreparedTunnel { settings: tunnel.clone(), mode, lanes, network })
 }
 
 fn bind(listener: &str, address: SocketAddr, late: bool) -> Result<TcpAcceptor, StartError> {

@@ -9,23 +9,35 @@
 //!    ├ site       two gateways on that topology, in TUN mode
 //!    ├ loopback   two gateways on 127.0.0.0/8, in userspace mode, for whoever is not root
 //!    └ direct     one without a tunnel, for what only the relay has to do with
+//!  wire         two gateways on wires that can be harmed
+//!    ├ impairment the wire: loses, doubles, reorders, delays, corrupts, records (bin/impair, frame)
+//!    ├ flow       numbered packets through it; transfer: bytes by TCP with their SHA-256
+//!    └ reloads    many reloads under traffic
+//!  inside       a piece of a test inside a namespace
 //!  tls, nginx   servers as Defender's; sensor, hello: clients, well and ill behaved; sink: a server of raw bytes
 //!  wireguard_go a peer written by others
+//!  bench        the tunnel bench: skyway beside other WireGuard programs
 //!  counter      packets that left outside the tunnel
 //! ```
 //! A harness panics where a library would return: whatever goes wrong here fails the test, and says what and where.
 //! Nothing sleeps to let something happen: [`wait_for`] looks until it has, and gives up after a while.
 
 pub mod access;
+pub mod bench;
 pub mod counter;
 pub mod direct;
+pub mod flow;
+pub mod frame;
 pub mod hello;
+pub mod impairment;
+pub mod inside;
 pub mod keys;
 pub mod loopback;
 pub mod netns;
 pub mod nginx;
 pub mod process;
 pub mod random;
+pub mod reloads;
 pub mod report;
 pub mod sensor;
 pub mod sink;
@@ -33,6 +45,8 @@ pub mod site;
 pub mod skyway;
 pub mod tls;
 pub mod topology;
+pub mod transfer;
+pub mod wire;
 pub mod wireguard_go;
 
 use std::thread;

@@ -1,25 +1,29 @@
 //! All peers of one lane: which of them a packet or datagram is for, and what becomes of it.
 
-use std::collections::{HashMap, VecDeque};
-use std::net::SocketAddr;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::handshake::parse_handshake_anon;
 use boringtun::noise::rate_limiter::RateLimiter;
-use boringtun::noise::{Packet, TunnResult};
+use boringtun::noise::{Packet, Tunn, TunnResult};
+use ipnet::IpNet;
 use rand_core::{OsRng, RngCore};
 
 use crate::allowed_ips::AllowedIps;
-use crate::batch::{Batch, Endpoint};
+use crate::batch::{Batch, Endpoint, Outer};
 use crate::error::{DropReason, Drops};
+use crate::fragment::Fragments;
+use crate::gate::{Admission, Gate};
 use crate::handshake::Trouble;
 use crate::key::{PrivateKey, PublicKey};
 use crate::packet::{self, Header};
-use crate::peer::{Opened, Peer};
+use crate::peer::{Opened, Peer, PeerContext};
 use crate::settings::PeerSettings;
-use crate::stats::{PeerSnapshot, PeerState, Snapshot};
+use crate::stats::{LaneSnapshot, PeerSnapshot, PeerState, Snapshot};
+use crate::{ecn, mss, probe, too_big};
 
 /// How often timers run. `Tunn` samples its clock only then, so this is the grain of all its timers.
 const TICK: Duration = Duration::from_millis(100);
@@ -30,14 +34,43 @@ const UNKNOWN_EVERY: Duration = Duration::from_secs(10);
 /// Events that wait to be polled; more are not kept (they are news, not state).
 const EVENTS: usize = 256;
 
+/// What is fixed when an engine is made, or changes for all peers at once.
+#[derive(Debug, Clone)]
+pub struct EngineSettings {
+    pub key: PrivateKey,
+    /// Our own inside the tunnel.
+    pub addresses: Vec<IpNet>,
+    /// Largest inner packet in bytes.
+    pub mtu: u32,
+}
+
+/// What is known of a datagram beside its bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Arrival {
+    pub from: SocketAddr,
+    /// The address of ours that it came to, if the socket is bound to none.
+    pub to: Option<IpAddr>,
+    /// The two ECN bits of the outer header.
+    pub ecn: u8,
+}
+
+impl From<SocketAddr> for Arrival {
+    fn from(from: SocketAddr) -> Self {
+        Self { from, to: None, ecn: 0 }
+    }
+}
+
 /// The WireGuard engine of one lane. See the crate's documentation for the order of calls.
 pub struct Engine {
     key: PrivateKey,
     public: PublicKey,
+    addresses: Vec<IpNet>,
     mtu: usize,
+    /// In front of everything that costs: how often a sender may ask.
+    gate: Gate,
     /// In front of all peers: checks mac1 and, under load, the cookie.
     limiter: RateLimiter,
-    /// Behind it: each `Tunn` would count the same message again.
+    /// For trusted senders, and behind the other: each `Tunn` would count the same message again.
     unlimited: Arc<RateLimiter>,
     /// By slot; a slot is not used again while the engine lives, so that no stale reference finds another peer.
     peers: Vec<Option<Peer>>,
@@ -45,6 +78,11 @@ pub struct Engine {
     /// The leading 24 bits of a session index, to its peer.
     by_index: HashMap<u32, usize>,
     allowed_ips: AllowedIps<usize>,
+    /// The last answers of `allowed_ips`, outward and inward: flows repeat.
+    recent: [Option<(IpAddr, usize)>; 2],
+    /// Where a fragment is made.
+    fragment: Vec<u8>,
+    answers: too_big::Budget,
     drops: Drops,
     unknown_initiations: u64,
     last_unknown: Option<(PublicKey, SocketAddr)>,
@@ -82,6 +120,18 @@ pub enum Event {
         peer: PublicKey,
         trouble: Trouble,
     },
+    /// Probes say that the endpoint in use is dead, or (`back`) that a better one works again.
+    Switched {
+        peer: PublicKey,
+        to: SocketAddr,
+        back: bool,
+    },
+    /// The path to a peer takes packets of another size, in bytes.
+    Resized {
+        peer: PublicKey,
+        from: u32,
+        to: u32,
+    },
     /// A handshake from a key that is not configured. At most one in ten seconds.
     UnknownKey {
         key: PublicKey,
@@ -101,18 +151,24 @@ pub enum PeerChange {
 }
 
 impl Engine {
-    pub fn new(key: PrivateKey, mtu: u32, now: Instant) -> Self {
+    pub fn new(settings: EngineSettings, now: Instant) -> Self {
+        let EngineSettings { key, addresses, mtu } = settings;
         let public = key.public_key();
         Self {
+            gate: Gate::new(),
             limiter: RateLimiter::new(&public.point(), HANDSHAKES_PER_SECOND),
             unlimited: Arc::new(RateLimiter::new(&public.point(), u64::MAX)),
             key,
             public,
+            addresses,
             mtu: mtu as usize,
             peers: Vec::new(),
             by_key: HashMap::new(),
             by_index: HashMap::new(),
             allowed_ips: AllowedIps::new(),
+            recent: [None; 2],
+            fragment: Vec::new(),
+            answers: too_big::Budget::new(now),
             drops: Drops::new(),
             unknown_initiations: 0,
             last_unknown: None,
@@ -130,9 +186,30 @@ impl Engine {
             PeerChange::Remove(key) => self.remove(&key),
             PeerChange::Endpoints(key, endpoints) => {
                 if let Some(peer) = self.peer_by_key(&key) {
-                    peer.set_endpoints(endpoints);
+                    peer.set_endpoints(endpoints, now);
                 }
             }
+        }
+        self.recent = [None; 2];
+        let endpoints = self.peers.iter().flatten().flat_map(Peer::endpoints);
+        self.gate.set_configured(endpoints.map(|endpoint| endpoint.address.ip()));
+        self.next_tick = now;
+    }
+
+    /// Takes another private key. What stands goes on until each peer has a session by the new one.
+    pub fn set_private_key(&mut self, key: PrivateKey, now: Instant) {
+        if key == self.key {
+            return;
+        }
+        self.public = key.public_key();
+        self.key = key;
+        self.limiter = RateLimiter::new(&self.public.point(), HANDSHAKES_PER_SECOND);
+        self.unlimited = Arc::new(RateLimiter::new(&self.public.point(), u64::MAX));
+        for slot in 0..self.peers.len() {
+            let (index, unlimited) = (self.fresh_index(), Arc::clone(&self.unlimited));
+            let Some(peer) = self.peers.get_mut(slot).and_then(Option::as_mut) else { continue };
+            peer.rekey(&self.key, index, unlimited, now);
+            self.reindex(slot);
         }
         self.next_tick = now;
     }
@@ -140,7 +217,8 @@ impl Engine {
     /// Seals the inner packet `room[..length]` for the peer whose allowed IPs contain its destination.
     ///
     /// `room` should reach up to 15 bytes past the packet: that many are zeroed for padding while it is sealed, and
-    /// put back. Without a session the packet is queued, which is no drop.
+    /// put back. Without a session the packet is queued, which is no drop. One that does not fit the peer's path is
+    /// fragmented if it may be, else dropped; [`Self::answer_too_big`] then says what to tell its sender.
     pub fn handle_packet(&mut self, room: &mut [u8], length: usize, now: Instant, batch: &mut Batch) -> Result<(), DropReason> {
         let result = self.send(room, length, now, batch);
         if let Err(reason) = result {
@@ -154,12 +232,12 @@ impl Engine {
     pub fn handle_datagram<'a>(
         &mut self,
         datagram: &[u8],
-        from: SocketAddr,
+        arrival: impl Into<Arrival>,
         now: Instant,
         plain: &'a mut [u8],
         batch: &mut Batch,
     ) -> Received<'a> {
-        match self.receive(datagram, from, now, plain, batch) {
+        match self.receive(datagram, arrival.into(), now, plain, batch) {
             Ok(Opened::Packet(packet)) => Received::Packet(packet),
             Ok(Opened::Quiet) => Received::Quiet,
             Err(reason) => {
@@ -177,12 +255,23 @@ impl Engine {
         self.next_tick = now + TICK;
         self.limiter.reset_count();
         for slot in 0..self.peers.len() {
-            let mut expired = 0;
-            self.watch(slot, |peer| expired = peer.handle_timeout(now, batch));
+            let (mut expired, mut other_key) = (0, false);
+            self.watch(slot, |peer| {
+                expired = peer.handle_timeout(now, batch);
+                other_key = peer.wants_other_key();
+            });
             for _ in 0..expired {
                 self.drops.count(DropReason::QueueExpired);
             }
+            if other_key {
+                self.try_other_key(slot, now);
+            }
+            while let Some(event) = self.peers.get_mut(slot).and_then(Option::as_mut).and_then(Peer::poll_event) {
+                self.report(event);
+            }
         }
+        let due = self.peers.iter().flatten().filter_map(Peer::poll_timeout);
+        self.next_tick = due.fold(self.next_tick, Instant::min).max(now);
     }
 
     /// The moment at which `handle_timeout` has something to do.
@@ -195,8 +284,27 @@ impl Engine {
     }
 
     /// Largest inner packet from now on, in bytes.
-    pub const fn set_mtu(&mut self, mtu: u32) {
+    pub fn set_mtu(&mut self, mtu: u32, now: Instant) {
         self.mtu = mtu as usize;
+        for peer in self.peers.iter_mut().flatten() {
+            peer.set_mtu(mtu, now);
+        }
+    }
+
+    /// Writes into `room` what the sender of a packet that was dropped as too big is to be told, as an inner packet for
+    /// the port, and returns its length. None if it is to be told nothing.
+    pub fn answer_too_big(&mut self, packet: &[u8], now: Instant, room: &mut [u8]) -> Option<usize> {
+        let header = Header::parse(packet)?;
+        let slot = self.allowed_ips.lookup(header.destination)?;
+        let largest = largest_of(&header, self.peers.get(slot)?.as_ref()?.largest_packet()).min(self.mtu);
+        too_big::answer(packet, largest as u32, room).filter(|_| self.answers.take(now))
+    }
+
+    /// `source` is no address of this host any more: peers are answered from another.
+    pub fn forget_source(&mut self, source: IpAddr) {
+        for peer in self.peers.iter_mut().flatten() {
+            peer.forget_source(source);
+        }
     }
 
     /// Counts a drop that the driver saw: the kernel refused a datagram or a packet.
@@ -209,10 +317,11 @@ impl Engine {
     }
 
     /// Everything that can be told, at `now` by both clocks.
-    pub fn snapshot(&self, now: Instant, wall: SystemTime, listen_port: u16) -> Snapshot {
+    pub fn snapshot(&self, now: Instant, wall: SystemTime, lane: LaneSnapshot) -> Snapshot {
         Snapshot {
             public_key: self.public,
-            listen_port,
+            listen_port: lane.port,
+            lanes: vec![lane],
             mtu: self.mtu as u32,
             peers: self.peers.iter().flatten().map(|peer| peer_snapshot(peer, now, wall)).collect(),
             drops: self.drops.clone(),
@@ -227,39 +336,62 @@ impl Engine {
             return self.edit(settings, now);
         }
         let (slot, index) = (self.peers.len(), self.fresh_index());
-        self.by_key.insert(settings.public_key, slot);
+        for key in std::iter::once(settings.public_key).chain(settings.next_public_key) {
+            self.by_key.insert(key, slot);
+        }
         self.by_index.insert(index, slot);
-        for prefix in &settings.allowed_ips {
+        for prefix in settings.allowed_ips.iter() {
             self.allowed_ips.insert(*prefix, slot);
         }
-        self.peers.push(Some(Peer::new(settings, &self.key, index, Arc::clone(&self.unlimited), now)));
+        let own: Vec<IpAddr> = self.addresses.iter().map(IpNet::addr).collect();
+        self.peers.push(Some(Peer::new(
+            settings,
+            PeerContext { key: &self.key, own: &own, mtu: self.mtu as u32 },
+            index,
+            Arc::clone(&self.unlimited),
+            now,
+        )));
     }
 
     fn edit(&mut self, settings: PeerSettings, now: Instant) {
+        // A peer that has changed to its next key is still the same peer.
         let Some(&slot) = self.by_key.get(&settings.public_key) else { return };
         let index = self.fresh_index();
         let Some(peer) = self.peers.get_mut(slot).and_then(Option::as_mut) else { return };
-        for prefix in &peer.settings.allowed_ips {
-            if !settings.allowed_ips.contains(prefix) {
+        if !Arc::ptr_eq(&peer.settings.allowed_ips, &settings.allowed_ips) {
+            let kept: HashSet<IpNet> = settings.allowed_ips.iter().copied().collect();
+            for prefix in peer.settings.allowed_ips.iter().filter(|prefix| !kept.contains(prefix)) {
                 self.allowed_ips.remove(*prefix, slot);
             }
         }
-        for prefix in &settings.allowed_ips {
+        for prefix in settings.allowed_ips.iter() {
             self.allowed_ips.insert(*prefix, slot);
         }
-        if peer.settings.preshared_key == settings.preshared_key {
-            peer.settings = settings;
-            peer.want_session();
-        } else {
-            peer.rekey(settings, &self.key, index, Arc::clone(&self.unlimited), now);
-            self.by_index.insert(index, slot);
+        self.by_key.retain(|_, owner| *owner != slot);
+        for key in std::iter::once(settings.public_key).chain(settings.next_public_key) {
+            self.by_key.insert(key, slot);
         }
+        if peer.edit(settings, now) {
+            peer.rekey(&self.key, index, Arc::clone(&self.unlimited), now);
+            self.reindex(slot);
+        }
+    }
+
+    /// An initiation that nobody answers may have been made for a key that the peer no longer has.
+    fn try_other_key(&mut self, slot: usize, now: Instant) {
+        let (index, unlimited) = (self.fresh_index(), Arc::clone(&self.unlimited));
+        let Some(peer) = self.peers.get_mut(slot).and_then(Option::as_mut) else { return };
+        peer.change_key();
+        peer.rekey(&self.key, index, unlimited, now);
+        self.reindex(slot);
+        self.next_tick = now;
     }
 
     fn remove(&mut self, key: &PublicKey) {
         let Some(slot) = self.by_key.remove(key) else { return };
+        self.by_key.retain(|_, owner| *owner != slot);
         if let Some(peer) = self.peers.get_mut(slot).and_then(Option::take) {
-            for prefix in &peer.settings.allowed_ips {
+            for prefix in peer.settings.allowed_ips.iter() {
                 self.allowed_ips.remove(*prefix, slot);
             }
         }
@@ -268,38 +400,80 @@ impl Engine {
 
     fn send(&mut self, room: &mut [u8], length: usize, now: Instant, batch: &mut Batch) -> Result<(), DropReason> {
         let header = room.get(..length).and_then(Header::parse).ok_or(DropReason::NotIp)?;
-        if header.length > self.mtu {
-            return Err(DropReason::TooBig);
-        }
-        let nobody = if header.destination.is_multicast() { DropReason::Multicast } else { DropReason::NoPeer };
-        let slot = self.allowed_ips.lookup(header.destination).ok_or(nobody)?;
+        let slot = self.owner(header.destination, OUTWARD).ok_or_else(|| nobody(header.destination))?;
         let peer = self.peers.get_mut(slot).and_then(Option::as_mut).ok_or(DropReason::NoPeer)?;
-        let padded = packet::padded_length(header.length, self.mtu).min(room.len());
-        let padding = padded - header.length;
-        let mut behind = [0u8; packet::PADDING];
-        behind[..padding].copy_from_slice(&room[header.length..padded]);
-        room[header.length..padded].fill(0);
-        let sent = peer.send(&room[..padded], now, batch);
-        room[header.length..padded].copy_from_slice(&behind[..padding]);
-        sent
+        let largest = peer.largest_packet().min(self.mtu);
+        mss::clamp(&mut room[..header.length], largest);
+        let largest = largest_of(&header, largest).min(self.mtu);
+        if header.length <= largest {
+            return seal(peer, room, header.length, largest, now, batch);
+        }
+        let mut fragments = Fragments::new(&room[..header.length], largest).ok_or(DropReason::TooBig)?;
+        self.fragment.resize(largest + packet::PADDING, 0);
+        while let Some(length) = fragments.next(&mut self.fragment) {
+            seal(peer, &mut self.fragment, length, largest, now, batch)?;
+        }
+        Ok(())
     }
 
     fn receive<'a>(
         &mut self,
         datagram: &[u8],
-        from: SocketAddr,
+        arrival: Arrival,
         now: Instant,
         plain: &'a mut [u8],
         batch: &mut Batch,
     ) -> Result<Opened<'a>, DropReason> {
+        match datagram.first() {
+            Some(&DATA) => {}
+            Some(&INITIATION) => return self.receive_initiation(datagram, arrival, now, batch).map(|()| Opened::Quiet),
+            _ => return self.receive_answer(datagram, arrival, now, plain, batch).map(|()| Opened::Quiet),
+        }
+        let Ok(Packet::PacketData(data)) = Tunn::parse_incoming_packet(datagram) else { return Err(DropReason::Malformed) };
+        let index = data.receiver_idx;
+        let slot = self.slot(index)?;
+        if plain.len() < datagram.len() || !batch.has_room(datagram.len()) {
+            return Err(DropReason::BatchFull);
+        }
+        let opened =
+            self.watch(slot, |peer| peer.receive(datagram, index, arrival, now, plain, batch)).unwrap_or(Err(DropReason::UnknownIndex))?;
+        let Opened::Packet(packet) = opened else { return Ok(opened) };
+        let header = Header::parse(packet).ok_or(DropReason::NotIpInside)?;
+        if self.owner(header.source, INWARD) != Some(slot) {
+            return Err(DropReason::SourceNotAllowed);
+        }
+        let peer = self.peers.get_mut(slot).and_then(Option::as_mut).ok_or(DropReason::UnknownIndex)?;
+        if peer.is_probe_answer(packet, now) {
+            return Ok(Opened::Quiet);
+        }
+        if probe::answer(packet, &self.addresses) {
+            // Not padded: it was as long as it was for a reason. What finds no room is a lost answer.
+            let _lost = peer.send(packet, now, batch);
+            return Ok(Opened::Quiet);
+        }
+        peer.traffic.received_packets += 1;
+        if !ecn::inward(packet, arrival.ecn) {
+            return Err(DropReason::Congested);
+        }
+        mss::clamp(packet, peer.largest_packet().min(self.mtu));
+        Ok(Opened::Packet(packet))
+    }
+
+    fn receive_initiation(&mut self, datagram: &[u8], arrival: Arrival, now: Instant, batch: &mut Batch) -> Result<(), DropReason> {
+        let from = arrival.from;
+        let limiter = match self.gate.admit(from.ip(), now) {
+            Admission::Trusted => &*self.unlimited,
+            Admission::Stranger => &self.limiter,
+            Admission::TooMany => return Err(DropReason::TooManyHandshakes),
+        };
         let mut cookie = [0u8; 64];
-        let message = match self.limiter.verify_packet(Some(from.ip()), datagram, &mut cookie) {
-            Ok(message) => message,
+        let initiation = match limiter.verify_packet(Some(from.ip()), datagram, &mut cookie) {
+            Ok(Packet::HandshakeInit(initiation)) => initiation,
             Err(TunnResult::WriteToNetwork(cookie)) => {
                 let length = cookie.len();
                 if batch.has_room(length) {
                     batch.space()[..length].copy_from_slice(cookie);
-                    batch.commit(length, Endpoint { address: from, interface: None });
+                    batch.commit(length, Outer { endpoint: Endpoint { address: from, interface: None }, source: arrival.to, ecn: 0 });
                 }
                 return Err(DropReason::UnderLoad);
             }
@@ -307,49 +481,86 @@ impl Engine {
                 self.addressed_to_other_key(from);
                 return Err(DropReason::BadMac1);
             }
-            Err(_) => return Err(DropReason::Malformed),
+            Ok(Packet::HandshakeResponse(_) | Packet::PacketCookieReply(_) | Packet::PacketData(_)) | Err(_) => {
+                return Err(DropReason::Malformed);
+            }
         };
+        if !batch.has_room(datagram.len()) {
+            return Err(DropReason::BatchFull);
+        }
+        let half = parse_handshake_anon(&self.key.secret(), &self.public.point(), &initiation).map_err(|_| DropReason::HandshakeRefused)?;
+        let key = PublicKey::from_bytes(half.peer_static_public);
+        let Some(&slot) = self.by_key.get(&key) else {
+            self.unknown_key(key, from, now);
+            return Err(DropReason::UnknownKey);
+        };
+        let other_key = self.peers.get(slot).and_then(Option::as_ref).is_some_and(|peer| peer.active_key() != key);
+        if other_key {
+            return self.receive_from_other_key(slot, datagram, arrival, now, batch);
+        }
+        self.watch(slot, |peer| peer.receive_initiation(datagram, arrival, now, batch)).unwrap_or(Err(DropReason::UnknownKey))
+    }
+
+    /// The peer has changed its key, or says so: only if what it sent opens is that believed.
+    fn receive_from_other_key(
+        &mut self,
+        slot: usize,
+        datagram: &[u8],
+        arrival: Arrival,
+        now: Instant,
+        batch: &mut Batch,
+    ) -> Result<(), DropReason> {
+        let (index, unlimited) = (self.fresh_index(), Arc::clone(&self.unlimited));
+        let key = self.key.clone();
+        let answered =
+            self.watch(slot, |peer| peer.receive_initiation_by_other_key(datagram, arrival, (&key, index, unlimited), now, batch));
+        let answered = answered.unwrap_or(Err(DropReason::UnknownKey));
+        if answered.is_ok() {
+            self.reindex(slot);
+        }
+        answered
+    }
+
+    /// A response or a cookie. Both name a handshake of ours; whatever names none costs nothing.
+    fn receive_answer(
+        &mut self,
+        datagram: &[u8],
+        arrival: Arrival,
+        now: Instant,
+        plain: &mut [u8],
+        batch: &mut Batch,
+    ) -> Result<(), DropReason> {
         if plain.len() < datagram.len() || !batch.has_room(datagram.len()) {
             return Err(DropReason::BatchFull);
         }
-        match message {
-            Packet::HandshakeInit(initiation) => {
-                let half = parse_handshake_anon(&self.key.secret(), &self.public.point(), &initiation)
-                    .map_err(|_| DropReason::HandshakeRefused)?;
-                let key = PublicKey::from_bytes(half.peer_static_public);
-                let Some(&slot) = self.by_key.get(&key) else {
-                    self.unknown_key(key, from, now);
-                    return Err(DropReason::UnknownKey);
-                };
-                self.watch(slot, |peer| peer.receive_initiation(datagram, from, now, batch)).unwrap_or(Err(DropReason::UnknownKey))?;
-                Ok(Opened::Quiet)
-            }
-            Packet::HandshakeResponse(response) => {
+        match Tunn::parse_incoming_packet(datagram) {
+            Ok(Packet::HandshakeResponse(response)) => {
                 let slot = self.slot(response.receiver_idx)?;
-                self.watch(slot, |peer| peer.receive_response(datagram, from, now, batch)).unwrap_or(Err(DropReason::UnknownIndex))?;
-                Ok(Opened::Quiet)
-            }
-            Packet::PacketCookieReply(reply) => {
-                let slot = self.slot(reply.receiver_idx)?;
-                self.watch(slot, |peer| peer.receive_cookie(datagram, plain)).unwrap_or(Err(DropReason::UnknownIndex))?;
-                Ok(Opened::Quiet)
-            }
-            Packet::PacketData(data) => {
-                let index = data.receiver_idx;
-                let slot = self.slot(index)?;
-                let opened = self
-                    .watch(slot, |peer| peer.receive(datagram, index, from, now, plain, batch))
-                    .unwrap_or(Err(DropReason::UnknownIndex))?;
-                if let Opened::Packet(packet) = &opened {
-                    let header = Header::parse(packet).ok_or(DropReason::NotIpInside)?;
-                    if self.allowed_ips.lookup(header.source) != Some(slot) {
-                        return Err(DropReason::SourceNotAllowed);
-                    }
-                    if let Some(peer) = self.peers.get_mut(slot).and_then(Option::as_mut) {
-                        peer.traffic.received_packets += 1;
-                    }
+                let mut unused = [0u8; 64];
+                match self.unlimited.verify_packet(Some(arrival.from.ip()), datagram, &mut unused) {
+                    Ok(_) => {}
+                    Err(TunnResult::Err(WireGuardError::InvalidMac)) => return Err(DropReason::BadMac1),
+                    Err(_) => return Err(DropReason::Malformed),
                 }
-                Ok(opened)
+                self.watch(slot, |peer| peer.receive_response(datagram, arrival, now, batch)).unwrap_or(Err(DropReason::UnknownIndex))
+            }
+            Ok(Packet::PacketCookieReply(reply)) => {
+                let slot = self.slot(reply.receiver_idx)?;
+                self.watch(slot, |peer| peer.receive_cookie(datagram, plain, now, batch)).unwrap_or(Err(DropReason::UnknownIndex))
+            }
+            Ok(Packet::HandshakeInit(_) | Packet::PacketData(_)) | Err(_) => Err(DropReason::Malformed),
+        }
+    }
+
+    /// The peer whose allowed IPs contain `address`.
+    fn owner(&mut self, address: IpAddr, direction: usize) -> Option<usize> {
+        let recent = self.recent.get_mut(direction)?;
+        match recent {
+            Some((known, slot)) if *known == address => Some(*slot),
+            _ => {
+                let slot = self.allowed_ips.lookup(address)?;
+                *recent = Some((address, slot));
+                Some(slot)
             }
         }
     }
@@ -366,9 +577,6 @@ impl Engine {
             return Some(result);
         }
         let key = peer.settings.public_key;
-        for index in peer.indices() {
-            self.by_index.insert(index, slot);
-        }
         if before.1 != after.1
             && let Some(to) = after.1
         {
@@ -385,6 +593,14 @@ impl Engine {
             self.report(Event::Trouble { peer: key, trouble });
         }
         Some(result)
+    }
+
+    /// After a change of a peer's `Tunn`: its indices, and no others, lead to it.
+    fn reindex(&mut self, slot: usize) {
+        self.by_index.retain(|_, owner| *owner != slot);
+        if let Some(peer) = self.peers.get(slot).and_then(Option::as_ref) {
+            self.by_index.extend(peer.indices().map(|index| (index, slot)));
+        }
     }
 
     fn report(&mut self, event: Event) {
@@ -436,6 +652,35 @@ impl Engine {
     }
 }
 
+const OUTWARD: usize = 0;
+const INWARD: usize = 1;
+/// The first byte of a message (whitepaper §5.4.2 and §5.4.6).
+const INITIATION: u8 = 1;
+const DATA: u8 = 4;
+
+/// Why a packet for `destination` has no peer.
+const fn nobody(destination: IpAddr) -> DropReason {
+    if destination.is_multicast() { DropReason::Multicast } else { DropReason::NoPeer }
+}
+
+/// What a packet of this IP version may be told to be at most: every link carries IPv6 packets of 1280 bytes (RFC 8200 §5).
+/// A path that does not is worked around for TCP, by its MSS.
+fn largest_of(header: &Header, largest: usize) -> usize {
+    if header.source.is_ipv6() { largest.max(1280) } else { largest }
+}
+
+/// Seals `room[..length]` padded; the bytes behind it are zeroed meanwhile, and put back.
+fn seal(peer: &mut Peer, room: &mut [u8], length: usize, largest: usize, now: Instant, batch: &mut Batch) -> Result<(), DropReason> {
+    let padded = packet::padded_length(length, largest).min(room.len());
+    let padding = padded - length;
+    let mut behind = [0u8; packet::PADDING];
+    behind[..padding].copy_from_slice(&room[length..padded]);
+    room[length..padded].fill(0);
+    let sent = peer.send(&room[..padded], now, batch);
+    room[length..padded].copy_from_slice(&behind[..padding]);
+    sent
+}
+
 fn peer_snapshot(peer: &Peer, now: Instant, wall: SystemTime) -> PeerSnapshot {
     let state = peer.state();
     PeerSnapshot {
@@ -444,7 +689,7 @@ fn peer_snapshot(peer: &Peer, now: Instant, wall: SystemTime) -> PeerSnapshot {
         has_preshared_key: peer.settings.preshared_key.is_some(),
         endpoint: peer.endpoint().map(|endpoint| endpoint.address),
         roamed: peer.roamed(),
-        allowed_ips: peer.settings.allowed_ips.clone(),
+        allowed_ips: Arc::clone(&peer.settings.allowed_ips),
         keepalive_secs: peer.settings.keepalive.map(|keepalive| keepalive.as_secs()),
         state,
         trouble: peer.handshakes.trouble(),
@@ -454,6 +699,11 @@ fn peer_snapshot(peer: &Peer, now: Instant, wall: SystemTime) -> PeerSnapshot {
         received_packets: peer.traffic.received_packets,
         sent_packets: peer.traffic.sent_packets,
         queued_packets: peer.queued(),
+        uses_next_key: peer.active_key() != peer.settings.public_key,
+        active_endpoint: peer.active_endpoint(),
+        path_mtu: peer.path().path_mtu(),
+        path_limited: peer.path().is_limited(),
+        probe: peer.path().snapshot(),
     }
 }
 

@@ -25,7 +25,9 @@ drop_reasons! {
     NoPeer = "no_peer",
     /// Outward: multicast of the host's own (neighbour discovery, router solicitation), which no peer carries.
     Multicast = "multicast",
-    /// Outward: longer than the tunnel's MTU.
+    /// Outward: a super-packet that the kernel described wrongly.
+    BadOffload = "bad_offload",
+    /// Outward: longer than the tunnel's MTU, or than the peer's path takes.
     TooBig = "too_big",
     /// Outward: no session yet and the peer's queue is full.
     QueueFull = "queue_full",
@@ -41,6 +43,8 @@ drop_reasons! {
     Malformed = "malformed",
     /// Inward: a handshake made for another public key than ours, or noise.
     BadMac1 = "bad_mac1",
+    /// Inward: more handshakes from one sender than a peer needs.
+    TooManyHandshakes = "too_many_handshakes",
     /// Inward: a handshake while under load; a cookie went back.
     UnderLoad = "under_load",
     /// Inward: a handshake from a key that is not configured.
@@ -59,6 +63,8 @@ drop_reasons! {
     BadTag = "bad_tag",
     /// Inward: authenticated, but what is inside is no whole IP packet.
     NotIpInside = "not_ip_inside",
+    /// Inward: marked as congested on the way, and what is inside cannot say so: dropped, as RFC 6040 §4.2 demands.
+    Congested = "congested",
     /// Inward: the source address belongs to another peer, or to none.
     SourceNotAllowed = "source_not_allowed",
     /// Inward: the TUN device or the userspace stack did not take the packet.
@@ -86,6 +92,13 @@ impl Drops {
 
     pub const fn get(&self, reason: DropReason) -> u64 {
         self.0[reason as usize]
+    }
+
+    /// Adds what another lane counted.
+    pub fn add(&mut self, other: &Self) {
+        for (count, more) in self.0.iter_mut().zip(other.0) {
+            *count += more;
+        }
     }
 
     /// Every reason with its count, also those at zero.

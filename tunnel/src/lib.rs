@@ -32,15 +32,25 @@
 
 mod allowed_ips;
 mod batch;
+mod discovery;
+mod ecn;
 mod engine;
 mod error;
+mod failover;
+mod fragment;
+mod gate;
 mod handshake;
 mod key;
+mod mss;
 mod mtu;
+pub mod offload;
 mod packet;
+mod path;
 mod peer;
+mod probe;
 mod settings;
 mod stats;
+mod too_big;
 
 #[cfg(feature = "io")]
 pub mod io;
@@ -48,12 +58,12 @@ pub mod io;
 pub mod userspace;
 
 pub use allowed_ips::AllowedIps;
-pub use batch::{Batch, Endpoint, Transmit};
-pub use engine::{Engine, Event, PeerChange, Received};
+pub use batch::{Batch, Endpoint, Outer, Transmit};
+pub use engine::{Arrival, Engine, EngineSettings, Event, PeerChange, Received};
 pub use error::{DropReason, Drops};
 pub use handshake::Trouble;
 pub use key::{KeyError, PresharedKey, PrivateKey, PublicKey};
 pub use mtu::{Cloud, default_mtu};
 pub use packet::PADDING;
 pub use settings::{EndpointSettings, Mode, PeerSettings, ProbeSettings, TunnelSettings};
-pub use stats::{PeerSnapshot, PeerState, Snapshot};
+pub use stats::{LaneSnapshot, PeerSnapshot, PeerState, ProbeSnapshot, Snapshot, carries};

@@ -14,7 +14,7 @@
 //! the new one has its session or the old one is 180 s older; only the new one handshakes.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,10 +22,13 @@ use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::noise::{Tunn, TunnResult};
 
-use crate::batch::{Batch, Endpoint};
+use crate::batch::{Batch, Endpoint, Outer};
+use crate::ecn;
+use crate::engine::{Arrival, Event};
 use crate::error::DropReason;
 use crate::handshake::HandshakeLog;
-use crate::key::PrivateKey;
+use crate::key::{PrivateKey, PublicKey};
+use crate::path::{Path, Step};
 use crate::settings::PeerSettings;
 use crate::stats::PeerState;
 
@@ -44,11 +47,19 @@ const REKEY_AFTER: Duration = Duration::from_secs(120);
 const SILENCE_AFTER_KEEPALIVE: Duration = Duration::from_secs(5);
 /// After this many unanswered initiations (5 s apart) the next endpoint is tried.
 const INITIATIONS_PER_ENDPOINT: u32 = 3;
+/// After this many, while a key change is announced, the peer's other key.
+const INITIATIONS_PER_KEY: u32 = 2;
+/// Events that wait to be polled.
+const EVENTS: usize = 16;
 const INITIATION: u8 = 1;
 
 pub(crate) struct Peer {
     pub(crate) settings: PeerSettings,
     tunn: Tunn,
+    /// The key that `tunn` was made for: `public_key` or, during a change, `next_public_key`.
+    active_key: PublicKey,
+    /// Initiations made for that key since anything was heard.
+    tries: u32,
     /// The 24 bits that lead the session indices of `tunn`.
     index: u32,
     previous: Option<Previous>,
@@ -65,6 +76,13 @@ pub(crate) struct Peer {
     endpoints: Vec<Endpoint>,
     active: usize,
     endpoint: Option<Endpoint>,
+    /// The address of ours that the peer last wrote to.
+    source: Option<IpAddr>,
+    /// Probes, failover and the size of the path.
+    path: Path,
+    /// Where a probe is written.
+    echo: Vec<u8>,
+    events: VecDeque<Event>,
     last_sent: Instant,
     last_received: Instant,
     pub(crate) handshakes: HandshakeLog,
@@ -94,10 +112,25 @@ pub(crate) enum Opened<'a> {
     Quiet,
 }
 
+/// What a peer needs to know of its engine.
+pub(crate) struct PeerContext<'a> {
+    pub(crate) key: &'a PrivateKey,
+    /// Our own addresses inside the tunnel.
+    pub(crate) own: &'a [IpAddr],
+    pub(crate) mtu: u32,
+}
+
 impl Peer {
-    pub(crate) fn new(settings: PeerSettings, key: &PrivateKey, index: u32, unlimited: Arc<RateLimiter>, now: Instant) -> Self {
+    pub(crate) fn new(settings: PeerSettings, context: PeerContext<'_>, index: u32, unlimited: Arc<RateLimiter>, now: Instant) -> Self {
+        let active_key = settings.public_key;
         Self {
-            tunn: new_tunn(&settings, key, index, unlimited),
+            tunn: new_tunn(&settings, &active_key, context.key, index, unlimited),
+            active_key,
+            tries: 0,
+            path: Path::new(&settings, context.own, context.mtu, now),
+            source: None,
+            echo: Vec::new(),
+            events: VecDeque::new(),
             settings,
             index,
             previous: None,
@@ -119,19 +152,57 @@ impl Peer {
     }
 
     /// Replaces the `Tunn` after a change of a key; the old one carries data until the new one can.
-    pub(crate) fn rekey(&mut self, settings: PeerSettings, key: &PrivateKey, index: u32, unlimited: Arc<RateLimiter>, now: Instant) {
-        let tunn = std::mem::replace(&mut self.tunn, new_tunn(&settings, key, index, unlimited));
+    pub(crate) fn rekey(&mut self, key: &PrivateKey, index: u32, unlimited: Arc<RateLimiter>, now: Instant) {
+        let tunn = new_tunn(&self.settings, &self.active_key, key, index, unlimited);
+        self.replace(tunn, index, now);
+        self.wanted = true;
+    }
+
+    fn replace(&mut self, tunn: Tunn, index: u32, now: Instant) {
+        let tunn = std::mem::replace(&mut self.tunn, tunn);
         let old_index = std::mem::replace(&mut self.index, index);
         if self.session {
             let until = self.last_handshake.unwrap_or(now) + SESSION_LIFETIME;
             self.previous = Some(Previous { tunn, index: old_index, until });
         }
-        self.settings = settings;
         self.session = false;
         self.initiator = false;
         self.unconfirmed = None;
-        self.wanted = true;
-        self.handshakes = HandshakeLog::default();
+        self.tries = 0;
+    }
+
+    /// Takes other settings; whether they need another `Tunn`.
+    pub(crate) fn edit(&mut self, settings: PeerSettings, now: Instant) -> bool {
+        let known = settings.public_key == self.active_key || settings.next_public_key == Some(self.active_key);
+        let rekey = !known || settings.preshared_key != self.settings.preshared_key;
+        if !known {
+            self.active_key = settings.public_key;
+        }
+        if rekey {
+            self.handshakes = HandshakeLog::default();
+        } else {
+            self.wanted = true;
+        }
+        self.path.edit(&settings, self.endpoints.len(), self.active, now);
+        self.settings = settings;
+        rekey
+    }
+
+    /// The key that handshakes are made for.
+    pub(crate) const fn active_key(&self) -> PublicKey {
+        self.active_key
+    }
+
+    /// Nobody answers by the active key, and there is another.
+    pub(crate) const fn wants_other_key(&self) -> bool {
+        self.settings.next_public_key.is_some() && self.tries >= INITIATIONS_PER_KEY
+    }
+
+    /// From the one key to the other; a `rekey` has to follow.
+    pub(crate) fn change_key(&mut self) {
+        if let Some(next) = self.settings.next_public_key {
+            self.active_key = if self.active_key == next { self.settings.public_key } else { next };
+        }
     }
 
     /// The session-index prefixes that are this peer's.
@@ -140,7 +211,7 @@ impl Peer {
     }
 
     /// Where the peer may be reached, in order. A roamed address stands as long as the list is the same.
-    pub(crate) fn set_endpoints(&mut self, endpoints: Vec<Endpoint>) {
+    pub(crate) fn set_endpoints(&mut self, endpoints: Vec<Endpoint>, now: Instant) {
         // A name's addresses come in any order: the same ones are no change.
         if self.has_endpoints(&endpoints) {
             return;
@@ -151,14 +222,60 @@ impl Peer {
         self.active = kept.unwrap_or(0);
         if kept.is_none() && !endpoints.is_empty() {
             self.endpoint = endpoints.first().copied();
+            self.source = None;
             self.wanted = true;
             self.renew = true;
         }
         self.endpoints = endpoints;
+        self.path.set_endpoints(self.endpoints.len(), self.active, now);
     }
 
     pub(crate) const fn endpoint(&self) -> Option<Endpoint> {
         self.endpoint
+    }
+
+    /// The configured ones, in order of preference.
+    pub(crate) fn endpoints(&self) -> &[Endpoint] {
+        &self.endpoints
+    }
+
+    pub(crate) fn forget_source(&mut self, source: IpAddr) {
+        if self.source == Some(source) {
+            self.source = None;
+        }
+    }
+
+    /// The largest inner packet that the peer's path takes, as far as is known, in bytes.
+    pub(crate) fn largest_packet(&self) -> usize {
+        self.path.largest_packet()
+    }
+
+    pub(crate) const fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Which of the endpoints is in use.
+    pub(crate) fn active_endpoint(&self) -> Option<usize> {
+        self.endpoints.get(self.active).filter(|active| self.endpoint == Some(**active)).map(|_| self.active)
+    }
+
+    /// Takes the answer to a probe of ours; false if `packet` is none.
+    pub(crate) fn is_probe_answer(&mut self, packet: &[u8], now: Instant) -> bool {
+        self.path.is_answer(packet, now)
+    }
+
+    /// When a probe is due, between the engine's ticks.
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        self.path.poll_timeout()
+    }
+
+    /// What probes have brought about, oldest first.
+    pub(crate) fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    pub(crate) fn set_mtu(&mut self, mtu: u32, now: Instant) {
+        self.path.set_mtu(mtu, now);
     }
 
     pub(crate) fn roamed(&self) -> bool {
@@ -197,7 +314,9 @@ impl Peer {
             self.initiate(false, now, batch);
             return Ok(());
         }
-        self.seal(packet, now, batch)
+        self.seal(packet, now, batch)?;
+        self.traffic.sent_packets += 1;
+        Ok(())
     }
 
     /// Opens a datagram that carries one of our indices, and lets the endpoint follow if it authenticates.
@@ -205,7 +324,7 @@ impl Peer {
         &mut self,
         datagram: &[u8],
         index: u32,
-        from: SocketAddr,
+        arrival: Arrival,
         now: Instant,
         plain: &'a mut [u8],
         batch: &mut Batch,
@@ -220,12 +339,12 @@ impl Peer {
             TunnResult::Done => Opened::Quiet,
             TunnResult::WriteToNetwork(_) => Opened::Quiet,
             TunnResult::Err(WireGuardError::InvalidPacket) => {
-                self.authenticated(datagram.len(), from, now);
+                self.authenticated(datagram.len(), arrival, now);
                 return Err(DropReason::NotIpInside);
             }
             TunnResult::Err(error) => return Err(data_drop(&error)),
         };
-        self.authenticated(datagram.len(), from, now);
+        self.authenticated(datagram.len(), arrival, now);
         if current && (self.unconfirmed == Some(index) || !self.session) {
             // The initiator's first data confirms the session that we answered.
             self.confirm(false, now, batch);
@@ -233,43 +352,74 @@ impl Peer {
         Ok(opened)
     }
 
-    /// Handles a handshake initiation that is known to name this peer's key.
+    /// Handles a handshake initiation that is known to name this peer's active key.
+    ///
+    /// The answer goes to where the initiation came from; the endpoint follows only when data confirms the session, because
+    /// an initiation can be replayed: to another lane, or after a restart.
     pub(crate) fn receive_initiation(
         &mut self,
         datagram: &[u8],
-        from: SocketAddr,
+        arrival: Arrival,
         now: Instant,
         batch: &mut Batch,
     ) -> Result<(), DropReason> {
-        match self.tunn.decapsulate(None, datagram, batch.space()) {
-            TunnResult::WriteToNetwork(response) => {
-                let length = response.len();
-                self.unconfirmed = response.get(4..8).and_then(|index| index.try_into().ok()).map(u32::from_le_bytes);
-                self.handshakes.answer_sent();
-                self.authenticated(datagram.len(), from, now);
-                self.transmit(length, now, batch);
+        let length = answer(&mut self.tunn, datagram, batch)?;
+        self.answered(length, arrival, now, batch);
+        Ok(())
+    }
+
+    /// The same for one that names the key that the peer is not known to use yet. If it opens, the peer has changed to it.
+    pub(crate) fn receive_initiation_by_other_key(
+        &mut self,
+        datagram: &[u8],
+        arrival: Arrival,
+        (key, index, unlimited): (&PrivateKey, u32, Arc<RateLimiter>),
+        now: Instant,
+        batch: &mut Batch,
+    ) -> Result<(), DropReason> {
+        let before = self.active_key;
+        self.change_key();
+        let mut tunn = new_tunn(&self.settings, &self.active_key, key, index, unlimited);
+        match answer(&mut tunn, datagram, batch) {
+            Ok(length) => {
+                self.replace(tunn, index, now);
+                self.answered(length, arrival, now, batch);
                 Ok(())
             }
-            TunnResult::Err(WireGuardError::WrongTai64nTimestamp) => Err(DropReason::HandshakeReplay),
-            TunnResult::Err(_) | TunnResult::Done | TunnResult::WriteToTunnelV4(..) | TunnResult::WriteToTunnelV6(..) => {
-                Err(DropReason::HandshakeRefused)
+            Err(reason) => {
+                self.active_key = before;
+                Err(reason)
             }
         }
+    }
+
+    fn answered(&mut self, length: usize, arrival: Arrival, now: Instant, batch: &mut Batch) {
+        let response = batch.space().get(4..8).and_then(|index| index.try_into().ok());
+        self.unconfirmed = response.map(u32::from_le_bytes);
+        self.handshakes.answer_sent();
+        if self.endpoint.is_none() {
+            self.follow(arrival);
+        }
+        let known = self.endpoints.iter().find(|endpoint| endpoint.address == arrival.from).copied();
+        let endpoint = known.unwrap_or(Endpoint { address: arrival.from, interface: None });
+        batch.commit(length, Outer { endpoint, source: arrival.to, ecn: ecn::NOT_ECT });
+        self.traffic.sent_bytes += length as u64;
+        self.last_sent = now;
     }
 
     /// Handles the answer to an initiation of ours.
     pub(crate) fn receive_response(
         &mut self,
         datagram: &[u8],
-        from: SocketAddr,
+        arrival: Arrival,
         now: Instant,
         batch: &mut Batch,
     ) -> Result<(), DropReason> {
         match self.tunn.decapsulate(None, datagram, batch.space()) {
             TunnResult::WriteToNetwork(keepalive) => {
                 let length = keepalive.len();
-                self.authenticated(datagram.len(), from, now);
-                self.transmit(length, now, batch);
+                self.authenticated(datagram.len(), arrival, now);
+                self.transmit(length, ecn::NOT_ECT, now, batch);
                 self.confirm(true, now, batch);
                 Ok(())
             }
@@ -283,10 +433,13 @@ impl Peer {
         }
     }
 
-    /// Takes a cookie for the next initiation. The endpoint does not move: a cookie proves no key.
-    pub(crate) fn receive_cookie(&mut self, datagram: &[u8], plain: &mut [u8]) -> Result<(), DropReason> {
+    /// Takes a cookie and asks again with it. The endpoint does not move: a cookie proves no key.
+    pub(crate) fn receive_cookie(&mut self, datagram: &[u8], plain: &mut [u8], now: Instant, batch: &mut Batch) -> Result<(), DropReason> {
         match self.tunn.decapsulate(None, datagram, plain) {
-            TunnResult::Done => Ok(()),
+            TunnResult::Done => {
+                self.initiate(true, now, batch);
+                Ok(())
+            }
             TunnResult::Err(_) | TunnResult::WriteToNetwork(_) | TunnResult::WriteToTunnelV4(..) | TunnResult::WriteToTunnelV6(..) => {
                 Err(DropReason::HandshakeRefused)
             }
@@ -316,6 +469,7 @@ impl Peer {
         if self.session {
             self.drain_queue(now, batch);
         }
+        self.probe(now, batch);
         if let Some(keepalive) = self.settings.keepalive
             && self.has_session()
             && now.saturating_duration_since(self.last_sent) >= keepalive
@@ -324,11 +478,6 @@ impl Peer {
             let _later = self.seal(&[], now, batch);
         }
         expired
-    }
-
-    /// A session from now on, if there is none: nobody waits for traffic after an edit.
-    pub(crate) const fn want_session(&mut self) {
-        self.wanted = true;
     }
 
     fn wants_session(&self) -> bool {
@@ -359,23 +508,72 @@ impl Peer {
 
     fn emit(&mut self, length: usize, kind: u8, now: Instant, batch: &mut Batch) {
         if kind == INITIATION {
-            if self.handshakes.unanswered > 0 && self.handshakes.unanswered.is_multiple_of(INITIATIONS_PER_ENDPOINT) {
-                self.next_endpoint();
+            // While a session stands, probes judge the endpoint.
+            let unanswered = self.handshakes.unanswered;
+            if !self.has_session() && unanswered > 0 && unanswered.is_multiple_of(INITIATIONS_PER_ENDPOINT) {
+                self.next_endpoint(now);
             }
             self.handshakes.initiation_sent(now);
+            self.tries += 1;
         }
-        self.transmit(length, now, batch);
+        self.transmit(length, ecn::NOT_ECT, now, batch);
     }
 
     /// Moves on to the next configured endpoint; from a roamed one back to the configured.
-    fn next_endpoint(&mut self) {
+    fn next_endpoint(&mut self, now: Instant) {
         if self.endpoints.is_empty() {
             return;
         }
         if !self.roamed() {
             self.active = (self.active + 1) % self.endpoints.len();
         }
-        self.endpoint = self.endpoints.get(self.active).copied();
+        self.go_to(self.active);
+        self.path.followed(Some(self.active), now);
+    }
+
+    fn go_to(&mut self, endpoint: usize) {
+        self.active = endpoint;
+        self.endpoint = self.endpoints.get(endpoint).copied();
+        self.source = None;
+    }
+
+    /// Does what the path wants: probes, failover, a handshake.
+    fn probe(&mut self, now: Instant, batch: &mut Batch) {
+        while batch.has_room(self.echo.len() + 32 + 148)
+            && let Some(step) = self.path.next_step(self.has_session(), now)
+        {
+            let peer = self.settings.public_key;
+            match step {
+                Step::Echo { by, sequence, length } => {
+                    let mut echo = std::mem::take(&mut self.echo);
+                    echo.resize(echo.len().max(length), 0);
+                    if self.path.write_echo(sequence, length, &mut echo).is_some() {
+                        let usual = (self.endpoint, self.source);
+                        if let Some(trial) = by.and_then(|by| self.endpoints.get(by).copied()) {
+                            (self.endpoint, self.source) = (Some(trial), None);
+                        }
+                        // A probe that cannot be sent is a probe that is not answered.
+                        let _unsent = self.seal(&echo[..length], now, batch);
+                        (self.endpoint, self.source) = usual;
+                    }
+                    self.echo = echo;
+                }
+                Step::Move { to, back } => {
+                    self.go_to(to);
+                    if let Some(endpoint) = self.endpoint {
+                        self.report(Event::Switched { peer, to: endpoint.address, back });
+                    }
+                }
+                Step::Ask => self.initiate(true, now, batch),
+                Step::Resized { from, to } => self.report(Event::Resized { peer, from, to }),
+            }
+        }
+    }
+
+    fn report(&mut self, event: Event) {
+        if self.events.len() < EVENTS {
+            self.events.push_back(event);
+        }
     }
 
     fn seal(&mut self, packet: &[u8], now: Instant, batch: &mut Batch) -> Result<(), DropReason> {
@@ -396,36 +594,47 @@ impl Peer {
                 self.session = false;
                 return Err(DropReason::NoSession);
             }
-            if !packet.is_empty() {
-                self.traffic.sent_packets += 1;
-            }
-            self.transmit(length, now, batch);
+            self.transmit(length, ecn::outward(ecn::of(packet)), now, batch);
         }
         Ok(())
     }
 
-    fn transmit(&mut self, length: usize, now: Instant, batch: &mut Batch) {
+    fn transmit(&mut self, length: usize, ecn: u8, now: Instant, batch: &mut Batch) {
         if let Some(endpoint) = self.endpoint {
-            batch.commit(length, endpoint);
+            batch.commit(length, Outer { endpoint, source: self.source, ecn });
             self.traffic.sent_bytes += length as u64;
             self.last_sent = now;
         }
     }
 
-    fn authenticated(&mut self, length: usize, from: SocketAddr, now: Instant) {
+    fn authenticated(&mut self, length: usize, arrival: Arrival, now: Instant) {
         self.last_received = now;
         self.handshakes.heard();
+        self.tries = 0;
         self.traffic.received_bytes += length as u64;
-        let moved = self.endpoint.is_none_or(|endpoint| endpoint.address != from);
-        if moved && (self.settings.roaming || self.endpoint.is_none()) {
-            let configured = self.endpoints.iter().position(|endpoint| endpoint.address == from);
-            self.active = configured.unwrap_or(self.active);
-            self.endpoint = configured.and_then(|at| self.endpoints.get(at).copied()).or_else(|| {
-                // The same host by another port is still reached by its underlay.
-                let known = self.endpoints.iter().find(|endpoint| endpoint.address.ip() == from.ip());
-                Some(Endpoint { address: from, interface: known.and_then(|endpoint| endpoint.interface) })
-            });
+        let same = self.endpoint.is_some_and(|endpoint| endpoint.address == arrival.from);
+        if same {
+            self.source = arrival.to;
+        } else if self.settings.roaming || self.endpoint.is_none() {
+            let configured = self.endpoints.iter().position(|endpoint| endpoint.address == arrival.from);
+            if configured.is_none_or(|endpoint| self.path.may_follow(endpoint, now)) {
+                self.follow(arrival);
+                self.path.followed(configured, now);
+            }
         }
+    }
+
+    /// The peer is where its datagram came from.
+    fn follow(&mut self, arrival: Arrival) {
+        let from = arrival.from;
+        let configured = self.endpoints.iter().position(|endpoint| endpoint.address == from);
+        self.active = configured.unwrap_or(self.active);
+        self.endpoint = configured.and_then(|at| self.endpoints.get(at).copied()).or_else(|| {
+            // The same host by another port is still reached by its underlay.
+            let known = self.endpoints.iter().find(|endpoint| endpoint.address.ip() == from.ip());
+            Some(Endpoint { address: from, interface: known.and_then(|endpoint| endpoint.interface) })
+        });
+        self.source = arrival.to;
     }
 
     /// A session stands: the old `Tunn` goes, the queue leaves.
@@ -450,6 +659,7 @@ impl Peer {
                 self.queue.push_front((since, packet));
                 break;
             }
+            self.traffic.sent_packets += 1;
         }
     }
 
@@ -462,10 +672,21 @@ impl Peer {
     }
 }
 
-fn new_tunn(settings: &PeerSettings, key: &PrivateKey, index: u32, unlimited: Arc<RateLimiter>) -> Tunn {
+/// Has `tunn` answer an initiation into the batch's space; the length of the answer.
+fn answer(tunn: &mut Tunn, datagram: &[u8], batch: &mut Batch) -> Result<usize, DropReason> {
+    match tunn.decapsulate(None, datagram, batch.space()) {
+        TunnResult::WriteToNetwork(response) => Ok(response.len()),
+        TunnResult::Err(WireGuardError::WrongTai64nTimestamp) => Err(DropReason::HandshakeReplay),
+        TunnResult::Err(_) | TunnResult::Done | TunnResult::WriteToTunnelV4(..) | TunnResult::WriteToTunnelV6(..) => {
+            Err(DropReason::HandshakeRefused)
+        }
+    }
+}
+
+fn new_tunn(settings: &PeerSettings, peer: &PublicKey, key: &PrivateKey, index: u32, unlimited: Arc<RateLimiter>) -> Tunn {
     let preshared = settings.preshared_key.as_ref().map(|key| key.bytes());
     // The keepalive is ours (it can then be edited in place); the limiter in front of all peers has counted already.
-    Tunn::new(key.secret(), settings.public_key.point(), preshared, None, index, Some(unlimited))
+    Tunn::new(key.secret(), peer.point(), preshared, None, index, Some(unlimited))
 }
 
 const fn data_drop(error: &WireGuardError) -> DropReason {

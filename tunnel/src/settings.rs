@@ -1,6 +1,7 @@
 //! What a tunnel is told to be: valid by construction, compared to find what a reload changes.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -32,6 +33,12 @@ pub struct TunnelSettings {
     pub addresses: Vec<IpNet>,
     /// Largest inner packet in bytes.
     pub mtu: u32,
+    /// WireGuard sessions side by side, on as many UDP ports from `listen`'s on. One or more.
+    pub lanes: u16,
+    /// Processors to bind the lanes to, in turn; none: the kernel decides.
+    pub cpus: Vec<usize>,
+    /// Whether the tunnel can be asked and changed by `wg`.
+    pub uapi: bool,
     /// In the order of the YAML.
     pub peers: Vec<PeerSettings>,
 }
@@ -40,14 +47,18 @@ pub struct TunnelSettings {
 pub struct PeerSettings {
     pub name: String,
     pub public_key: PublicKey,
+    /// The key that the peer will change to: handshakes by either are taken, and the peer is asked by both.
+    pub next_public_key: Option<PublicKey>,
     pub preshared_key: Option<PresharedKey>,
     /// In order of preference. Empty: the peer comes to us.
     pub endpoints: Vec<EndpointSettings>,
-    pub allowed_ips: Vec<IpNet>,
+    /// Shared, because snapshots carry it and there may be a hundred thousand.
+    pub allowed_ips: Arc<[IpNet]>,
     pub keepalive: Option<Duration>,
     /// Whether the peer's endpoint follows the address that its authenticated datagrams come from.
     pub roaming: bool,
     pub cloud: Cloud,
+    /// None: the peer is not probed.
     pub probe: Option<ProbeSettings>,
 }
 
@@ -61,12 +72,30 @@ pub struct EndpointSettings {
     pub port: u16,
 }
 
+/// Echoes through the tunnel, by which endpoints are judged and the path is measured.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProbeSettings {
+    /// Inside the tunnel; one of the peer's allowed IPs.
     pub target: IpAddr,
     pub every: Duration,
     /// Probes in a row that must fail before the endpoint counts as dead.
     pub misses: u32,
+    /// How long a better endpoint is left alone after a failover.
+    pub hold_down: Duration,
+}
+
+impl ProbeSettings {
+    pub const EVERY: Duration = Duration::from_secs(1);
+    pub const MISSES: u32 = 3;
+    pub const HOLD_DOWN: Duration = Duration::from_secs(30);
+
+    /// The usual probe of a peer with these allowed IPs: of the first single address that one of our `own` can ask.
+    pub fn usual(allowed_ips: &[IpNet], own: &[IpNet]) -> Option<Self> {
+        let can_ask = |target: &IpAddr| own.iter().any(|own| own.addr().is_ipv4() == target.is_ipv4());
+        let single = allowed_ips.iter().filter(|prefix| prefix.prefix_len() == prefix.max_prefix_len()).map(IpNet::addr);
+        let target = { single }.find(can_ask)?;
+        Some(Self { target, every: Self::EVERY, misses: Self::MISSES, hold_down: Self::HOLD_DOWN })
+    }
 }
 
 impl TunnelSettings {

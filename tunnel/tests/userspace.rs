@@ -1,19 +1,23 @@
-//! Two lanes in userspace mode, joined by real UDP on loopback: what the relay does inside a tunnel.
+//! Two tunnels in userspace mode, joined by real UDP on loopback: what the relay does inside a tunnel.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tunnel::io::{Lane, LaneSettings, PreparedPort, UdpSocket, Wake};
-use tunnel::userspace::{DialError, Network, network};
-use tunnel::{Cloud, Endpoint, PeerChange, PeerSettings, PrivateKey, PublicKey};
+use tunnel::io::{Lanes, LanesSettings, PreparedLane, PreparedPort, UdpSocket, Wake};
+use tunnel::userspace::{DialError, Listener, Network, network};
+use tunnel::{Cloud, Endpoint, EngineSettings, PeerChange, PeerSettings, PrivateKey, PublicKey};
 
 const PATIENCE: Duration = Duration::from_secs(20);
+/// For what moves much on a machine that does something else as well.
+const LONG_PATIENCE: Duration = Duration::from_secs(180);
 
 struct Side {
     // Dropped last: the network must not outlive its lane in a test.
     network: Network,
-    _lane: Lane,
+    _lanes: Lanes,
     addresses: Vec<IpAddr>,
 }
 
@@ -21,6 +25,7 @@ fn peer(key: PublicKey, allowed: &[&str]) -> PeerSettings {
     PeerSettings {
         name: "other".into(),
         public_key: key,
+        next_public_key: None,
         preshared_key: None,
         endpoints: Vec::new(),
         allowed_ips: allowed.iter().map(|prefix| prefix.parse().expect("a prefix")).collect(),
@@ -33,39 +38,92 @@ fn peer(key: PublicKey, allowed: &[&str]) -> PeerSettings {
 
 /// Two sides with 10.99.0.1 and fd99::1, 10.99.0.2 and fd99::2, over IPv4 or IPv6 outside.
 fn pair(outer: &str) -> (Side, Side) {
+    pair_by(outer, |far| far)
+}
+
+/// The same; the first side sends to whatever `way` makes of the other's address.
+fn pair_by(outer: &str, way: impl FnOnce(SocketAddr) -> SocketAddr) -> (Side, Side) {
     let keys = [PrivateKey::generate(), PrivateKey::generate()];
     let sockets = [(); 2].map(|()| UdpSocket::bind(format!("{outer}:0").parse().expect("an address")).expect("bound"));
-    let ports = [sockets[0].port(), sockets[1].port()];
+    let far = way(format!("{outer}:{}", sockets[1].port()).parse().expect("an address"));
     let mut sides = Vec::new();
     for (own, socket) in sockets.into_iter().enumerate() {
         let other = 1 - own;
         let wake = Wake::new().expect("an eventfd");
-        let addresses = vec![
+        let addresses: Vec<ipnet::IpNet> = vec![
             format!("10.99.0.{}/30", own + 1).parse().expect("an address"),
             format!("fd99::{}/64", own + 1).parse().expect("an address"),
         ];
-        let inside = addresses.iter().map(|address: &ipnet::IpNet| address.addr()).collect();
-        let (network, stack) = network(addresses, 1340, wake.clone());
+        let inside = addresses.iter().map(ipnet::IpNet::addr).collect();
+        let (network, stack) = network(addresses.clone(), 1340, wake.clone());
         let key = keys[other].public_key();
         let peers = vec![peer(key, &[&format!("10.99.0.{}/32", other + 1), &format!("fd99::{}/128", other + 1)])];
-        let settings = LaneSettings {
-            name: format!("lane-{own}"),
-            key: keys[own].clone(),
-            mtu: 1340,
+        let lanes = Lanes::start(LanesSettings {
+            name: format!("side-{own}"),
+            engine: EngineSettings { key: keys[own].clone(), addresses, mtu: 1340 },
             peers,
-            socket,
-            port: PreparedPort::Userspace(stack),
-            wake,
-        };
-        let lane = Lane::start(settings).expect("a lane");
+            lanes: vec![PreparedLane { socket, port: PreparedPort::Userspace(stack), wake }],
+            cpus: Vec::new(),
+        });
+        let lanes = lanes.expect("a lane");
         if own == 0 {
-            let address: SocketAddr = format!("{outer}:{}", ports[other]).parse().expect("an address");
-            lane.change(PeerChange::Endpoints(key, vec![Endpoint { address, interface: None }]));
+            lanes.change(&PeerChange::Endpoints(key, vec![Endpoint { address: far, interface: None }]));
         }
-        sides.push(Side { network, _lane: lane, addresses: inside });
+        sides.push(Side { network, _lanes: lanes, addresses: inside });
     }
     let two = sides.pop().expect("two sides");
     (sides.pop().expect("two sides"), two)
+}
+
+/// A path that takes time: what comes to `address` leaves `delay` later, to the far end or to whoever was heard last.
+struct Path {
+    address: SocketAddr,
+    over: Arc<AtomicBool>,
+}
+
+impl Path {
+    fn new(far: SocketAddr, delay: Duration) -> Self {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("bound");
+        socket2::SockRef::from(&socket).set_recv_buffer_size(8 << 20).expect("a buffer");
+        socket.set_read_timeout(Some(Duration::from_millis(50))).expect("a timeout");
+        let address = socket.local_addr().expect("an address");
+        let out = socket.try_clone().expect("a second handle");
+        let (queue, queued) = mpsc::channel::<(Instant, SocketAddr, Vec<u8>)>();
+        let over = Arc::new(AtomicBool::new(false));
+        std::thread::spawn({
+            let over = Arc::clone(&over);
+            move || {
+                let (mut near, mut room) = (None, vec![0; 65_535]);
+                while !over.load(Ordering::Relaxed) {
+                    let Ok((length, from)) = socket.recv_from(&mut room) else { continue };
+                    let to = if from == far {
+                        near
+                    } else {
+                        near = Some(from);
+                        Some(far)
+                    };
+                    let Some(to) = to else { continue };
+                    if queue.send((Instant::now() + delay, to, room[..length].to_vec())).is_err() {
+                        return;
+                    }
+                }
+            }
+        });
+        std::thread::spawn(move || {
+            for (due, to, bytes) in queued {
+                // To wait is what it is there for.
+                std::thread::sleep(due.saturating_duration_since(Instant::now()));
+                let _lost = out.send_to(&bytes, to);
+            }
+        });
+        Self { address, over }
+    }
+}
+
+impl Drop for Path {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
 }
 
 fn deadline() -> Instant {
@@ -194,16 +252,7 @@ async fn a_reader_that_stops_holds_its_writer_back_and_nobody_else() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_streams_at_once_each_get_their_own_bytes() {
     let (one, two) = pair("127.0.0.1");
-    let mut listener = two.network.listen(80).await.expect("asked").expect("free");
-    tokio::spawn(async move {
-        while let Some(accepted) = listener.accept().await {
-            tokio::spawn(async move {
-                let (mut read, mut write) = tokio::io::split(accepted.stream);
-                let _ended = tokio::io::copy(&mut read, &mut write).await;
-                let _ended = write.shutdown().await;
-            });
-        }
-    });
+    echo(two.network.listen(80).await.expect("asked").expect("free"));
     let to = SocketAddr::new(two.addresses[0], 80);
     let mut tasks = tokio::task::JoinSet::new();
     for number in 0..100u32 {
@@ -223,4 +272,119 @@ async fn many_streams_at_once_each_get_their_own_bytes() {
         }
     })
     .await;
+}
+
+/// Sends every stream's bytes back.
+fn echo(mut listener: Listener) {
+    tokio::spawn(async move {
+        while let Some(accepted) = listener.accept().await {
+            tokio::spawn(async move {
+                let (mut read, mut write) = tokio::io::split(accepted.stream);
+                let _ended = tokio::io::copy(&mut read, &mut write).await;
+                let _ended = write.shutdown().await;
+            });
+        }
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_streams_stand_at_once_and_each_gets_its_own_bytes() {
+    const STREAMS: u32 = 1000;
+    let (one, two) = pair("127.0.0.1");
+    echo(two.network.listen(80).await.expect("asked").expect("free"));
+    let to = SocketAddr::new(two.addresses[0], 80);
+    let all_stand = Arc::new(tokio::sync::Barrier::new(STREAMS as usize));
+    let mut tasks = tokio::task::JoinSet::new();
+    for number in 0..STREAMS {
+        let (network, all_stand) = (one.network.clone(), Arc::clone(&all_stand));
+        tasks.spawn(async move {
+            let mut stream = network.dial(to, Instant::now() + LONG_PATIENCE).await.expect("dialled");
+            for round in 0..2u32 {
+                let sent: Vec<u8> = (0..5_000u32).map(|n| (n * 31 + number * 7 + round) as u8).collect();
+                stream.write_all(&sent).await.expect("written");
+                let mut back = vec![0; sent.len()];
+                stream.read_exact(&mut back).await.expect("read");
+                assert!(back == sent, "stream {number}, round {round}");
+                all_stand.wait().await;
+            }
+            stream.shutdown().await.expect("shut down");
+            assert_eq!(stream.read(&mut [0; 8]).await.expect("read"), 0, "its end comes back too");
+        });
+    }
+    let joined = async {
+        while let Some(joined) = tasks.join_next().await {
+            joined.expect("a stream");
+        }
+    };
+    tokio::time::timeout(LONG_PATIENCE, joined).await.expect("in time");
+}
+
+/// FNV-1a over whatever pieces the bytes come in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Hash(u64);
+
+impl Hash {
+    const EMPTY: Self = Self(0xcbf2_9ce4_8422_2325);
+
+    fn add(&mut self, bytes: &[u8]) {
+        self.0 = bytes.iter().fold(self.0, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
+    }
+}
+
+/// Sends `total` bytes from the one side to the other's address `inside`; both hashes must be equal.
+async fn carries(one: &Side, two: &Side, inside: usize, total: usize) {
+    let mut listener = two.network.listen(80).await.expect("asked").expect("free");
+    let mut sender = within(one.network.dial(SocketAddr::new(two.addresses[inside], 80), deadline())).await.expect("dialled");
+    let mut receiver = within(listener.accept()).await.expect("accepted").stream;
+    let sending = tokio::spawn(async move {
+        let (mut hash, mut left, mut state) = (Hash::EMPTY, total, 1u32);
+        while left > 0 {
+            let piece: Vec<u8> = (0..left.min(50_001))
+                .map(|_| {
+                    state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    (state >> 24) as u8
+                })
+                .collect();
+            hash.add(&piece);
+            sender.write_all(&piece).await.expect("written");
+            left -= piece.len();
+        }
+        sender.shutdown().await.expect("shut down");
+        assert_eq!(sender.read(&mut [0; 8]).await.expect("read"), 0);
+        hash
+    });
+    let receiving = async {
+        let (mut hash, mut count, mut room) = (Hash::EMPTY, 0, vec![0; 30_000]);
+        loop {
+            let length = receiver.read(&mut room).await.expect("read");
+            if length == 0 {
+                receiver.shutdown().await.expect("shut down");
+                return (hash, count);
+            }
+            hash.add(&room[..length]);
+            count += length;
+        }
+    };
+    let (received, count) = tokio::time::timeout(LONG_PATIENCE, receiving).await.expect("in time");
+    assert_eq!(count, total);
+    assert_eq!(received, within(sending).await.expect("sent"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_bytes_arrive_as_they_were_sent() {
+    let (one, two) = pair("127.0.0.1");
+    carries(&one, &two, 0, 64 << 20).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_bytes_arrive_over_ipv6_inside() {
+    let (one, two) = pair("[::1]");
+    carries(&one, &two, 1, 16 << 20).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_bytes_arrive_over_a_long_path() {
+    let mut path = None;
+    let (one, two) = pair_by("127.0.0.1", |far| path.insert(Path::new(far, Duration::from_millis(10))).address);
+    carries(&one, &two, 0, 8 << 20).await;
 }

@@ -36,7 +36,7 @@ pub(super) fn text(supervisor: &Supervisor) -> String {
 
 fn tunnels(text: &mut Text, supervisor: &Supervisor) {
     let snapshots: Vec<_> = supervisor.tunnels().iter().map(|tunnel| (tunnel.name.as_str(), tunnel.snapshots.borrow().clone())).collect();
-    let per_peer: [(&str, &str, &str, PeerValue); 6] = [
+    let per_peer: [(&str, &str, &str, PeerValue); 12] = [
         ("skyway_peer_up", "gauge", "1 if the peer has a session and answers.", |peer| {
             Some(f64::from(u8::from(peer.state == PeerState::Up)))
         }),
@@ -49,6 +49,22 @@ fn tunnels(text: &mut Text, supervisor: &Supervisor) {
         ("skyway_peer_transmit_bytes_total", "counter", "Datagrams sent, bytes of UDP payload.", |peer| Some(peer.sent_bytes as f64)),
         ("skyway_peer_receive_packets_total", "counter", "Inner packets received.", |peer| Some(peer.received_packets as f64)),
         ("skyway_peer_transmit_packets_total", "counter", "Inner packets sent.", |peer| Some(peer.sent_packets as f64)),
+        ("skyway_peer_probe_rtt_seconds", "gauge", "Round trip of the probes through the tunnel, smoothed.", |peer| {
+            peer.probe.and_then(|probe| probe.rtt).map(|rtt| rtt.as_secs_f64())
+        }),
+        ("skyway_peer_probes_total", "counter", "Probes sent by the endpoint in use.", |peer| peer.probe.map(|probe| probe.sent as f64)),
+        ("skyway_peer_probes_answered_total", "counter", "Probes that were answered.", |peer| {
+            peer.probe.map(|probe| probe.answered as f64)
+        }),
+        ("skyway_peer_endpoint_switches_total", "counter", "Endpoints left by the probes' verdict, failovers and ways back.", |peer| {
+            peer.probe.map(|probe| probe.switches as f64)
+        }),
+        ("skyway_peer_active_endpoint", "gauge", "Which of the configured endpoints is in use, from 0; -1: another address.", |peer| {
+            Some(peer.active_endpoint.map_or(-1.0, |active| active as f64))
+        }),
+        ("skyway_peer_path_mtu_bytes", "gauge", "The largest inner packet seen to get through both ways.", |peer| {
+            peer.path_mtu.map(f64::from)
+        }),
     ];
     for (name, kind, help, value) in per_peer {
         text.metric(name, kind, help);

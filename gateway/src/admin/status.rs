@@ -5,7 +5,7 @@ use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
-use tunnel::{Mode, PeerSnapshot, PeerState};
+use tunnel::{LaneSnapshot, Mode, PeerSnapshot, PeerState};
 
 use crate::relay::RelaySnapshot;
 use crate::supervisor::{RunningTunnel, Supervisor};
@@ -41,10 +41,23 @@ pub struct TunnelStatus {
     pub public_key: String,
     pub listen_port: u16,
     pub mtu: u32,
+    pub lanes: Vec<LaneStatus>,
     pub peers: Vec<PeerStatus>,
     /// Dropped packets and datagrams by reason; those at zero are left out.
     pub drops: BTreeMap<String, u64>,
     pub streams: Option<usize>,
+}
+
+/// One of the WireGuard sessions side by side that a tunnel is made of.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LaneStatus {
+    pub number: u16,
+    pub port: u16,
+    /// Whether it carries packets; false: no session with a peer that the first lane has one with.
+    pub attached: bool,
+    pub segmentation: bool,
+    pub coalescing: bool,
+    pub refused_super_packets: u64,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -60,6 +73,19 @@ pub struct PeerStatus {
     pub received_packets: u64,
     pub sent_packets: u64,
     pub queued_packets: usize,
+    /// Which of the configured endpoints is in use, from 0; none if it was roamed to another address.
+    pub active_endpoint: Option<usize>,
+    /// Endpoints left by our own verdict, back and forth.
+    pub endpoint_switches: u64,
+    /// The better endpoint that is being tried, from 0.
+    pub endpoint_on_trial: Option<usize>,
+    /// The announced next key is in use.
+    pub uses_next_key: bool,
+    /// The largest inner packet seen to get through both ways, in bytes.
+    pub path_mtu: Option<u32>,
+    pub probe_rtt_ms: Option<f64>,
+    pub probes_sent: u64,
+    pub probes_answered: u64,
     pub trouble: Option<String>,
     pub trouble_text: Option<String>,
 }
@@ -133,6 +159,26 @@ fn judge(supervisor: &Supervisor, relay: Option<&RelayStatus>) -> (Verdict, Vec<
             }
             if peer.state != PeerState::Up || peer.trouble.is_some() {
                 problems.push(format!("tunnel {}, peer {}: {}", tunnel.name, peer.name, why(peer)));
+            } else if peer.probe.is_some_and(|probe| probe.silent) {
+                problems.push(format!("tunnel {}, peer {}: probes are not answered", tunnel.name, peer.name));
+            }
+            if peer.active_endpoint.is_some_and(|active| active > 0) {
+                let endpoint = peer.endpoint.map(|endpoint| endpoint.to_string()).unwrap_or_default();
+                problems.push(format!("tunnel {}, peer {}: reached by a standby endpoint, {endpoint}", tunnel.name, peer.name));
+            }
+            if let (true, Some(size)) = (peer.path_limited, peer.path_mtu) {
+                problems.push(format!(
+                    "tunnel {}, peer {}: the path swallows packets over {size} bytes, though the tunnel's MTU is {}; smaller ones are sent",
+                    tunnel.name, peer.name, snapshot.mtu
+                ));
+            }
+        }
+        if snapshot.peers.iter().any(|peer| peer.state == PeerState::Up) {
+            for lane in snapshot.lanes.iter().filter(|lane| !lane.attached) {
+                problems.push(format!(
+                    "tunnel {}: lane {} (UDP {}) has no session and carries nothing: its port is filtered on the way, or the peer has fewer lanes",
+                    tunnel.name, lane.number, lane.port
+                ));
             }
         }
         if let Some((key, from)) = snapshot.last_unknown
@@ -144,6 +190,9 @@ fn judge(supervisor: &Supervisor, relay: Option<&RelayStatus>) -> (Verdict, Vec<
                 tunnel.name
             ));
         }
+    }
+    if supervisor.is_edited() {
+        problems.push("a tunnel was changed by wg: the next reload undoes it".into());
     }
     if relay.is_some_and(|relay| relay.draining) {
         problems.push("the relay drains: no new sessions are taken".into());
@@ -185,9 +234,21 @@ fn tunnel(running: &RunningTunnel) -> TunnelStatus {
         public_key: snapshot.public_key.to_string(),
         listen_port: snapshot.listen_port,
         mtu: snapshot.mtu,
+        lanes: snapshot.lanes.iter().map(lane).collect(),
         peers: snapshot.peers.iter().map(peer).collect(),
         drops: snapshot.drops.iter().filter(|(_, count)| *count > 0).map(|(reason, count)| (reason.label().to_owned(), count)).collect(),
         streams: snapshot.streams,
+    }
+}
+
+const fn lane(lane: &LaneSnapshot) -> LaneStatus {
+    LaneStatus {
+        number: lane.number,
+        port: lane.port,
+        attached: lane.attached,
+        segmentation: lane.segmentation,
+        coalescing: lane.coalescing,
+        refused_super_packets: lane.refused_super_packets,
     }
 }
 
@@ -204,6 +265,14 @@ fn peer(peer: &PeerSnapshot) -> PeerStatus {
         received_packets: peer.received_packets,
         sent_packets: peer.sent_packets,
         queued_packets: peer.queued_packets,
+        active_endpoint: peer.active_endpoint,
+        endpoint_switches: peer.probe.map_or(0, |probe| probe.switches),
+        endpoint_on_trial: peer.probe.and_then(|probe| probe.on_trial),
+        uses_next_key: peer.uses_next_key,
+        path_mtu: peer.path_mtu,
+        probe_rtt_ms: peer.probe.and_then(|probe| probe.rtt).map(|rtt| rtt.as_secs_f64() * 1000.0),
+        probes_sent: peer.probe.map_or(0, |probe| probe.sent),
+        probes_answered: peer.probe.map_or(0, |probe| probe.answered),
         trouble: peer.trouble.map(|trouble| trouble.label().into()),
         trouble_text: peer.trouble.map(|trouble| trouble.to_string()),
     }
@@ -261,13 +330,24 @@ impl fmt::Display for Status {
             writeln!(f, "  ! {problem}")?;
         }
         for tunnel in &self.tunnels {
-            writeln!(f, "TUNNEL {}  {} mode, UDP {}, MTU {}", tunnel.name, tunnel.mode, tunnel.listen_port, tunnel.mtu)?;
+            let lanes = tunnel.lanes.len();
+            let several = if lanes > 1 {
+                format!(", {} of {lanes} lanes", tunnel.lanes.iter().filter(|lane| lane.attached).count())
+            } else {
+                String::new()
+            };
+            writeln!(f, "TUNNEL {}  {} mode, UDP {}{several}, MTU {}", tunnel.name, tunnel.mode, tunnel.listen_port, tunnel.mtu)?;
             for peer in &tunnel.peers {
                 let endpoint = peer.endpoint.as_deref().unwrap_or("(none)");
                 let roamed = if peer.roamed { " (roamed)" } else { "" };
+                let path = match (peer.probe_rtt_ms, peer.path_mtu) {
+                    (Some(rtt), Some(mtu)) => format!("  RTT {rtt:.1} ms, path {mtu} bytes"),
+                    (Some(rtt), None) => format!("  RTT {rtt:.1} ms"),
+                    (None, _) => String::new(),
+                };
                 writeln!(
                     f,
-                    "  peer {:<16} {:<10} endpoint {endpoint}{roamed}  handshake {}  received {}  sent {}",
+                    "  peer {:<16} {:<10} endpoint {endpoint}{roamed}{path}  handshake {}  received {}  sent {}",
                     peer.name,
                     peer.state,
                     ago(peer.last_handshake_unix),

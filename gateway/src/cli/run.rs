@@ -1,5 +1,6 @@
 //! `skyway run`: the gateway's life from its file to its last signal.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -16,6 +17,7 @@ use crate::privilege;
 use crate::supervisor::{Shared, Supervisor};
 use crate::telemetry;
 use crate::terminal::complain;
+use crate::uapi::Uapi;
 
 /// How often routes, rules and addresses are held against what they should be.
 const MAINTENANCE: std::time::Duration = std::time::Duration::from_secs(2);
@@ -35,25 +37,33 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     privilege::forbid_dumps();
     privilege::raise_descriptor_limit(settings.relay.as_ref().map_or(0, |relay| relay.limits.sessions));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("the runtime cannot be started")?;
-    let code = runtime.block_on(live(args, settings));
+    let code = runtime.block_on(live(args, settings, loaded.source, loaded.secrets));
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     code
 }
 
-async fn live(args: &RunArgs, settings: Settings) -> anyhow::Result<ExitCode> {
+async fn live(args: &RunArgs, settings: Settings, text: String, secrets: Vec<PathBuf>) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::new().context("signals cannot be caught")?;
     let admin = match Admin::bind(&settings.gateway).await {
         Ok(admin) => admin,
         Err(error) => return Ok(refuse(&error)),
     };
+    let mut uapi = Vec::new();
+    for tunnel in settings.tunnels.iter().filter(|tunnel| tunnel.uapi) {
+        match Uapi::bind(&tunnel.name).await {
+            Ok(bound) => uapi.push(bound),
+            Err(error) => return Ok(refuse(&error)),
+        }
+    }
     let name = settings.gateway.name.clone();
-    let supervisor = match Supervisor::start(args.config.config.clone(), settings).await {
+    let supervisor = match Supervisor::start(args.config.config.clone(), text, secrets, settings).await {
         Ok(supervisor) => supervisor,
         Err(error) => return Ok(refuse(&error)),
     };
     let lane_ended = supervisor.lane_ended();
     let supervisor: Shared = Arc::new(Mutex::new(supervisor));
     let socket = admin.serve(Arc::clone(&supervisor));
+    let uapi: Vec<_> = uapi.into_iter().map(|uapi| uapi.serve(Arc::clone(&supervisor))).collect();
     let maintenance = tokio::spawn(maintain(Arc::clone(&supervisor)));
     info!(gateway = name, version = env!("CARGO_PKG_VERSION"), "ready");
     let file = args.config.config.display().to_string();
@@ -66,6 +76,7 @@ async fn live(args: &RunArgs, settings: Settings) -> anyhow::Result<ExitCode> {
         }
     };
     maintenance.abort();
+    drop(uapi);
     info!("stopping: no new sessions; a second signal stops at once");
     tokio::select! {
         () = stop(supervisor) => info!("stopped"),

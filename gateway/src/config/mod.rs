@@ -29,6 +29,8 @@ pub struct Loaded {
     pub settings: Option<Settings>,
     pub diagnostics: Diagnostics,
     pub source: String,
+    /// The files of secrets that it names.
+    pub secrets: Vec<PathBuf>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -52,10 +54,11 @@ fn folder_of(path: &Path) -> &Path {
 /// Validates `source`; files that it names are relative to `folder`.
 pub fn parse(source: String, folder: &Path) -> Loaded {
     let mut diagnostics = Diagnostics::default();
+    let mut secrets = Vec::new();
     let settings = match yaml::parse(&source) {
         Ok(root) => {
             let raw = de::read::<raw::RawConfig>(&root, &mut diagnostics);
-            raw.and_then(|raw| resolve::resolve(&raw, folder, &mut diagnostics))
+            raw.and_then(|raw| resolve::resolve(&raw, folder, &mut diagnostics, &mut secrets))
         }
         Err(diagnostic) => {
             diagnostics.push(diagnostic);
@@ -64,7 +67,7 @@ pub fn parse(source: String, folder: &Path) -> Loaded {
     };
     diagnostics.sort();
     let settings = settings.filter(|_| !diagnostics.has_errors());
-    Loaded { settings, diagnostics, source }
+    Loaded { settings, diagnostics, source, secrets }
 }
 
 /// What tells one gateway from another on a host.

@@ -55,6 +55,8 @@ pub(super) struct RawTunnel {
     pub(super) listen: Field<String>,
     pub(super) addresses: Field<Vec<Field<String>>>,
     pub(super) lanes: Field<u32>,
+    pub(super) cpus: Field<Vec<Field<u32>>>,
+    pub(super) uapi: Field<bool>,
     pub(super) mtu: Field<u32>,
     pub(super) peers: Field<Entries<RawPeer>>,
 }
@@ -78,6 +80,7 @@ pub(super) struct RawSecret {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct RawPeer {
     pub(super) public_key: Field<String>,
+    pub(super) next_public_key: Field<String>,
     pub(super) preshared_key: Field<RawSecret>,
     pub(super) endpoints: Field<Vec<Field<ScalarOr<RawEndpoint>>>>,
     pub(super) allowed_ips: Field<Vec<Field<String>>>,
@@ -107,6 +110,7 @@ pub(super) struct RawProbe {
     pub(super) target: Field<String>,
     pub(super) every: Field<String>,
     pub(super) misses: Field<u32>,
+    pub(super) hold_down: Field<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::Duration;
 
 use tunnel::PrivateKey;
 
@@ -120,7 +121,7 @@ fn three_mistakes_are_three_diagnostics() {
 #[test]
 fn what_must_not_be_twice_is_refused() {
     let second = |key: &str, allowed: &str| format!("  other: {{ public_key: \"{key}\", allowed_ips: [{allowed}] }}\n      vnet-a:\n");
-    assert_eq!(broken("  vnet-a:\n", &second(PEER_KEY, "10.30.0.0/16")), ["two peers have the same public key"]);
+    assert_eq!(broken("  vnet-a:\n", &second(PEER_KEY, "10.30.0.0/16")), ["the same public key twice"]);
     let other = PrivateKey::generate().public_key().to_string();
     assert_eq!(broken("  vnet-a:\n", &second(&other, "10.20.0.0/16")), ["already allowed for peer other"]);
     let tunnel = "  aws:\n    private_key: { file: azure.key }\n    listen: 51821\n    addresses: [10.99.0.2/30]\nroutes:\n";
@@ -171,9 +172,51 @@ fn names_that_nothing_has_are_answered_with_the_nearest() {
 
 #[test]
 fn what_this_version_does_not_do_is_said() {
-    assert_eq!(broken("lanes: 1", "lanes: 4"), ["this version of skyway drives one lane a tunnel"]);
     assert_eq!(broken("bgp: { }", "bgp: { asn: 65010 }"), ["BGP is not part of this version of skyway"]);
     assert_eq!(broken("contoso-hub.azure", "*.azure"), ["wildcards are not part of this version of skyway"]);
+}
+
+#[test]
+fn lanes_take_ports_and_a_device() {
+    let folder = Folder::new();
+    let loaded = parse(example().replace("lanes: 1", "lanes: 4\n    cpus: [0, 1]"), folder.path());
+    let settings = loaded.settings.unwrap_or_else(|| panic!("{}", loaded.diagnostics.render("example", &loaded.source, false)));
+    assert_eq!((settings.tunnels[0].lanes, settings.tunnels[0].cpus.as_slice()), (4, [0, 1].as_slice()));
+    for (lanes, error) in [("0", "not a number of lanes"), ("17", "not a number of lanes")] {
+        assert_eq!(broken("lanes: 1", &format!("lanes: {lanes}")), [error]);
+    }
+    assert_eq!(
+        broken("listen: 51820\n    addresses: [10.99.0.1/30]\n    lanes: 1", "listen: 65534\n    addresses: [10.99.0.1/30]\n    lanes: 4"),
+        ["each lane takes a UDP port of its own, from 65534 on"]
+    );
+    assert_eq!(broken("lanes: 1", "lanes: 1\n    cpus: [5000]"), ["not the number of a processor"]);
+    let other = "  aws:\n    private_key: { file: azure.key }\n    listen: 51823\n    addresses: [10.98.0.2/30]\nroutes:\n";
+    let loaded = parse(example().replace("lanes: 1", "lanes: 4").replacen("routes:\n", other, 1), folder.path());
+    let shown = loaded.diagnostics.render("example", &loaded.source, false);
+    assert!(loaded.settings.is_none() && shown.contains("the tunnel azure listens there already"), "{shown}");
+}
+
+#[test]
+fn probes_ask_what_the_peer_carries_and_we_can_ask() {
+    let folder = Folder::new();
+    let probe = "probe: { target: 10.99.0.2, every: 300ms, misses: 3 }";
+    let settings = |probe_written: &str| {
+        let loaded = parse(example().replace(probe, probe_written), folder.path());
+        loaded.settings.unwrap_or_else(|| panic!("{}", loaded.diagnostics.render("example", &loaded.source, false)))
+    };
+    let usual = settings("").tunnels[0].peers[0].probe.clone().expect("probed without a word");
+    assert_eq!((usual.target.to_string().as_str(), usual.every, usual.misses), ("10.99.0.2", Duration::from_secs(1), 3));
+    assert_eq!(settings("probe: off").tunnels[0].peers[0].probe, None);
+    let written = settings("probe: { every: 300ms, hold_down: 5s }").tunnels[0].peers[0].probe.clone().expect("a probe");
+    assert_eq!((written.target.to_string().as_str(), written.hold_down), ("10.99.0.2", Duration::from_secs(5)));
+    for (wrong, error) in [
+        ("probe: { target: 10.77.0.2 }", "not one of the peer's allowed_ips: its answers would be dropped"),
+        ("probe: { every: 10ms }", "too often"),
+        ("probe: { misses: 0 }", "not a usable number of misses"),
+        ("probe: on", "not a probe"),
+    ] {
+        assert_eq!(broken(probe, wrong), [error]);
+    }
 }
 
 #[test]

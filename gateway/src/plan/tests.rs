@@ -15,12 +15,15 @@ fn key(seed: u8) -> PublicKey {
 }
 
 fn peer() -> impl Strategy<Value = PeerSettings> {
-    (0u8..6, 0u8..3, any::<bool>(), prop::option::of(1u64..60)).prop_map(|(seed, net, roaming, keepalive)| PeerSettings {
+    // A key change is announced, has happened, or neither.
+    let keys = prop_oneof![Just((0, None)), Just((0, Some(100))), Just((100, None))];
+    (0u8..6, keys, 0u8..3, any::<bool>(), prop::option::of(1u64..60)).prop_map(|(seed, keys, net, roaming, keepalive)| PeerSettings {
         name: format!("peer-{seed}"),
-        public_key: key(seed),
+        public_key: key(keys.0 + seed),
+        next_public_key: keys.1.map(|next| key(next + seed)),
         preshared_key: None,
         endpoints: Vec::new(),
-        allowed_ips: vec![format!("10.{seed}.{net}.0/24").parse().expect("a prefix")],
+        allowed_ips: [format!("10.{seed}.{net}.0/24").parse().expect("a prefix")].into(),
         keepalive: keepalive.map(Duration::from_secs),
         roaming,
         cloud: Cloud::Azure,
@@ -32,8 +35,8 @@ fn peers() -> impl Strategy<Value = Vec<PeerSettings>> {
     prop::collection::vec(peer(), 0..6).prop_map(|mut peers| {
         let mut seen = Vec::new();
         peers.retain(|peer| {
-            !seen.contains(&peer.public_key) && {
-                seen.push(peer.public_key);
+            !seen.contains(&peer.name) && {
+                seen.push(peer.name.clone());
                 true
             }
         });
@@ -101,6 +104,9 @@ fn settings(key: PrivateKey) -> impl Strategy<Value = Settings> {
             listen: SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 51820),
             addresses: vec!["10.99.0.1/30".parse().expect("an address")],
             mtu,
+            lanes: 1,
+            cpus: Vec::new(),
+            uapi: false,
             peers,
         }],
         routes,
@@ -109,8 +115,8 @@ fn settings(key: PrivateKey) -> impl Strategy<Value = Settings> {
 }
 
 fn pair() -> impl Strategy<Value = (Settings, Settings)> {
-    let key = PrivateKey::generate();
-    (settings(key.clone()), settings(key))
+    let (key, other) = (PrivateKey::generate(), PrivateKey::generate());
+    any::<bool>().prop_flat_map(move |changed| (settings(key.clone()), settings(if changed { other.clone() } else { key.clone() })))
 }
 
 proptest! {
@@ -134,6 +140,20 @@ proptest! {
 }
 
 #[test]
+fn a_peer_whose_next_key_has_become_its_key_is_edited_and_not_replaced() {
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let mut running = settings(PrivateKey::generate()).new_tree(&mut runner).expect("settings").current();
+    let mut peer = peer().new_tree(&mut runner).expect("a peer").current();
+    (peer.public_key, peer.next_public_key) = (key(1), Some(key(2)));
+    running.tunnels[0].peers = vec![peer.clone()];
+    let mut desired = running.clone();
+    (peer.public_key, peer.next_public_key) = (key(2), None);
+    desired.tunnels[0].peers = vec![peer.clone()];
+    let plan = Plan::between(&running, &desired).expect("a plan");
+    assert_eq!(plan.changes, [Change::EditPeer { tunnel: "azure".into(), key: key(1), peer }]);
+}
+
+#[test]
 fn what_needs_a_restart_is_refused_by_name() {
     let mut runner = proptest::test_runner::TestRunner::deterministic();
     let running = settings(PrivateKey::generate()).new_tree(&mut runner).expect("settings").current();
@@ -144,6 +164,8 @@ fn what_needs_a_restart_is_refused_by_name() {
     };
     assert!(refused(|s| s.gateway.name = "b".into()).contains("`gateway`"));
     assert!(refused(|s| s.tunnels[0].listen = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 1)).contains("the tunnel azure itself"));
+    assert!(refused(|s| s.tunnels[0].lanes = 2).contains("lanes"));
+    assert!(refused(|s| s.tunnels[0].uapi = true).contains("uapi"));
     assert!(refused(|s| s.tunnels.clear()).contains("the tunnel azure is gone"));
     assert!(refused(|s| s.relay = None).contains("`relay`"));
 }

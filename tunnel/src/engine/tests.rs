@@ -29,7 +29,7 @@ impl Network {
     }
 
     fn add(&mut self, address: SocketAddr, key: &PrivateKey) {
-        let engine = Engine::new(key.clone(), MTU, Instant::now());
+        let engine = Engine::new(EngineSettings { key: key.clone(), addresses: Vec::new(), mtu: MTU }, Instant::now());
         self.nodes.insert(address, Node { engine, batch: Batch::new(), received: Vec::new() });
     }
 
@@ -95,6 +95,7 @@ fn peer(name: &str, key: PublicKey, allowed: &[&str]) -> PeerSettings {
     PeerSettings {
         name: name.into(),
         public_key: key,
+        next_public_key: None,
         preshared_key: None,
         endpoints: Vec::new(),
         allowed_ips: allowed.iter().map(|prefix| prefix.parse().expect("a prefix")).collect(),
@@ -137,7 +138,7 @@ fn pair() -> (Network, SocketAddr, SocketAddr, PublicKey, PublicKey) {
 }
 
 fn drops(network: &mut Network, at: SocketAddr, reason: DropReason) -> u64 {
-    network.node(at).engine.snapshot(Instant::now(), SystemTime::now(), 0).drops.get(reason)
+    network.node(at).engine.snapshot(Instant::now(), SystemTime::now(), LaneSnapshot::new(0, 0)).drops.get(reason)
 }
 
 #[test]
@@ -158,7 +159,7 @@ fn the_handshake_starts_without_traffic() {
     let (mut network, a, b, _, key_b) = pair();
     network.tick();
     network.run();
-    let snapshot = network.node(a).engine.snapshot(Instant::now(), SystemTime::now(), 0);
+    let snapshot = network.node(a).engine.snapshot(Instant::now(), SystemTime::now(), LaneSnapshot::new(0, 0));
     assert_eq!(snapshot.peers[0].state, PeerState::Up);
     assert!(snapshot.peers[0].last_handshake.is_some());
     let events: Vec<Event> = std::iter::from_fn(|| network.node(a).engine.poll_event()).collect();
@@ -177,7 +178,28 @@ fn what_is_sealed_is_padded_to_sixteen_but_not_over_the_mtu() {
         let wire = network.run();
         assert_eq!(wire[0].2.len() - 32, sealed, "payload of {payload}");
     }
-    assert_eq!(network.send(a, &ipv4("10.0.0.1", "10.0.0.2", &vec![7; MTU as usize - 19])), Err(DropReason::TooBig));
+}
+
+#[test]
+fn what_is_longer_than_the_mtu_is_fragmented_or_refused_as_its_sender_wants() {
+    let (mut network, a, b, _, _) = pair();
+    network.tick();
+    network.run();
+    let mut packet = ipv4("10.0.0.1", "10.0.0.2", &vec![7; MTU as usize - 19]);
+    network.send(a, &packet).expect("sent in fragments");
+    network.run();
+    let received = std::mem::take(&mut network.node(b).received);
+    assert_eq!(received.len(), 2);
+    assert!(received.iter().all(|fragment| fragment.len() <= MTU as usize));
+    let payload: usize = received.iter().map(|fragment| fragment.len() - 20).sum();
+    assert_eq!(payload, MTU as usize - 19);
+
+    packet[6] = 0x40; // don't fragment
+    assert_eq!(network.send(a, &packet), Err(DropReason::TooBig));
+    let mut answer = [0u8; 1280];
+    let length = network.node(a).engine.answer_too_big(&packet, Instant::now(), &mut answer).expect("the sender is told");
+    assert_eq!((answer[9], answer[20], answer[21], u16::from_be_bytes([answer[26], answer[27]])), (1, 3, 4, MTU as u16));
+    assert_eq!(answer[16..20], [10, 0, 0, 1], "{length} bytes to the sender");
 }
 
 #[test]
@@ -212,7 +234,7 @@ fn replayed_data_is_dropped_and_moves_no_endpoint() {
     let thief = address("203.0.113.9:1");
     assert_eq!(network.inject(thief, b, &wire[0].2), Some(DropReason::Replay));
     assert_eq!(network.node(b).received.len(), 1);
-    assert_eq!(network.node(b).engine.snapshot(Instant::now(), SystemTime::now(), 0).peers[0].endpoint, Some(a));
+    assert_eq!(network.node(b).engine.snapshot(Instant::now(), SystemTime::now(), LaneSnapshot::new(0, 0)).peers[0].endpoint, Some(a));
 }
 
 #[test]
@@ -235,7 +257,7 @@ fn an_authenticated_datagram_from_elsewhere_moves_the_endpoint() {
     network.node(a).batch.clear();
     let elsewhere = address("198.51.100.7:4242");
     assert_eq!(network.inject(elsewhere, b, &datagram), None);
-    let snapshot = network.node(b).engine.snapshot(Instant::now(), SystemTime::now(), 0);
+    let snapshot = network.node(b).engine.snapshot(Instant::now(), SystemTime::now(), LaneSnapshot::new(0, 0));
     assert_eq!((snapshot.peers[0].endpoint, snapshot.peers[0].roamed), (Some(elsewhere), true));
 }
 
@@ -250,7 +272,7 @@ fn a_pinned_peer_does_not_roam() {
     network.send(a, &ipv4("10.0.0.1", "10.0.0.2", b"x")).expect("sent");
     let datagram = network.node(a).batch.iter().map(|(datagram, _)| datagram.to_vec()).next().expect("data");
     network.inject(address("198.51.100.7:4242"), b, &datagram);
-    assert_eq!(network.node(b).engine.snapshot(Instant::now(), SystemTime::now(), 0).peers[0].endpoint, Some(a));
+    assert_eq!(network.node(b).engine.snapshot(Instant::now(), SystemTime::now(), LaneSnapshot::new(0, 0)).peers[0].endpoint, Some(a));
 }
 
 #[test]
@@ -267,9 +289,9 @@ fn differing_preshared_keys_are_named_on_both_sides() {
         network.tick();
         network.run();
     }
-    let at_a = network.node(a).engine.snapshot(Instant::now(), SystemTime::now(), 0);
+    let at_a = network.node(a).engine.snapshot(Instant::now(), SystemTime::now(), LaneSnapshot::new(0, 0));
     assert!(matches!(at_a.peers[0].trouble, Some(Trouble::AnswerDoesNotOpen { .. })), "{:?}", at_a.peers[0].trouble);
-    let at_b = network.node(b).engine.snapshot(Instant::now(), SystemTime::now(), 0);
+    let at_b = network.node(b).engine.snapshot(Instant::now(), SystemTime::now(), LaneSnapshot::new(0, 0));
     // B answers, and once it knows where A is it asks too: either way it can tell.
     assert!(
         matches!(at_b.peers[0].trouble, Some(Trouble::NotConfirmed { .. } | Trouble::AnswerDoesNotOpen { .. })),
@@ -290,7 +312,7 @@ fn answers_that_nobody_confirms_are_no_session() {
         network.run();
         network.tick();
     }
-    let at_b = network.node(b).engine.snapshot(Instant::now(), SystemTime::now(), 0);
+    let at_b = network.node(b).engine.snapshot(Instant::now(), SystemTime::now(), LaneSnapshot::new(0, 0));
     assert_ne!(at_b.peers[0].state, PeerState::Up, "no session was ever confirmed");
     assert!(at_b.peers[0].trouble.is_some());
 }
@@ -313,7 +335,7 @@ fn a_key_that_is_not_configured_is_named() {
     network.node(b).engine.apply(PeerChange::Remove(key_a), Instant::now());
     network.tick();
     network.run();
-    let snapshot = network.node(b).engine.snapshot(Instant::now(), SystemTime::now(), 0);
+    let snapshot = network.node(b).engine.snapshot(Instant::now(), SystemTime::now(), LaneSnapshot::new(0, 0));
     assert_eq!(snapshot.last_unknown, Some((key_a, a)));
     assert_eq!(drops(&mut network, b, DropReason::UnknownKey), 1);
 }
@@ -379,7 +401,9 @@ fn what_the_old_session_sealed_still_opens_after_the_new_one_stands() {
 fn the_same_addresses_in_another_order_move_nothing_and_before_a_session_the_first_is_taken() {
     let (mut network, a, b, _, key_b) = pair();
     let [first, second] = ["203.0.113.1:1", "203.0.113.2:1"].map(|text| Endpoint { address: address(text), interface: None });
-    let at = |network: &mut Network| network.node(a).engine.snapshot(Instant::now(), SystemTime::now(), 0).peers[0].endpoint;
+    let at = |network: &mut Network| {
+        network.node(a).engine.snapshot(Instant::now(), SystemTime::now(), LaneSnapshot::new(0, 0)).peers[0].endpoint
+    };
     // The literal address comes before the name has resolved; once it has, the name is preferred.
     network.node(a).engine.apply(PeerChange::Endpoints(key_b, vec![second]), Instant::now());
     network.node(a).engine.apply(PeerChange::Endpoints(key_b, vec![first, second]), Instant::now());

@@ -5,11 +5,13 @@
 //!            │  eventfd          UDP socket        port        timer  │
 //!            └────┬──────────────────┬──────────────┬────────────┬────┘
 //!                 ▼                  ▼              ▼            ▼
-//!             commands          drain: open    drain: seal    timers
-//!                                    │              │            │
-//!                                    ▼              └── Batch ◄──┘
-//!                                  port                  │
-//!                                                        ▼ flush
+//!             commands         recvmmsg + GRO   super-packet   timers
+//!                                    │          in segments      │
+//!                                    ▼ open         ▼ seal       │
+//!                                Coalescer        Batch ◄────────┘
+//!                                    │              │
+//!                                    ▼ one write    ▼ sendmmsg + GSO
+//!                                  port         UDP socket
 //! ```
 //! Each input is drained until it has nothing more, up to a bound, so that none starves the others; the lane
 //! never waits for more.
@@ -25,74 +27,93 @@ use std::{io, thread};
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
+use super::inbox::Inbox;
 use super::port::{PacketPort, PreparedPort};
-use super::udp::UdpSocket;
+use super::udp::{SendNews, UdpSocket};
 use super::wake::Wake;
 use crate::batch::{Batch, Endpoint};
-use crate::engine::{Engine, Event, PeerChange, Received};
+use crate::engine::{Engine, EngineSettings, Event, PeerChange, Received};
 use crate::error::DropReason;
 use crate::key::{PrivateKey, PublicKey};
+use crate::offload::{Coalescer, Gso, Segments, VNET_BYTES, VnetHeader};
 use crate::settings::PeerSettings;
-use crate::stats::Snapshot;
+use crate::stats::{LaneSnapshot, Snapshot};
 
-/// Datagrams or packets taken from one input before the others have their turn.
-const TURN: usize = 256;
+/// Calls to one input before the others have their turn; each brings up to 512 KiB from the socket, 64 KiB from the port.
+const SOCKET_CALLS: usize = 4;
+const PORT_CALLS: usize = 64;
 /// How soon the same failure is worth another line.
 const SAY_AGAIN: Duration = Duration::from_secs(10);
 /// Failing endpoints that are remembered.
 const MOST_UNSENT: usize = 64;
 const COMMANDS: usize = 1024;
 const PUBLISH_EVERY: Duration = Duration::from_millis(200);
-/// The longest IP packet, and room for the padding behind it.
-const ROOM_BYTES: usize = 65_535 + crate::PADDING;
+/// A virtio-net header, the longest IP packet, and room for the padding behind it.
+const ROOM_BYTES: usize = VNET_BYTES + 65_535 + crate::PADDING;
 
 /// What a lane is made of, prepared so that starting it cannot fail for want of a resource.
-pub struct LaneSettings {
-    /// The tunnel's name, for the thread and the log.
-    pub name: String,
-    pub key: PrivateKey,
-    pub mtu: u32,
-    /// Those that there are from the start.
-    pub peers: Vec<PeerSettings>,
+pub struct PreparedLane {
     pub socket: UdpSocket,
     pub port: PreparedPort,
     pub wake: Wake,
 }
 
+/// What is the same for all lanes of a tunnel.
+#[derive(Clone)]
+pub(super) struct LaneSettings {
+    /// The tunnel's name, for the thread and the log.
+    pub(super) name: String,
+    /// Which of the tunnel's lanes this is, from 0.
+    pub(super) number: u16,
+    pub(super) engine: EngineSettings,
+    /// Those that there are from the start.
+    pub(super) peers: Vec<PeerSettings>,
+    /// The processor to stay on.
+    pub(super) cpu: Option<usize>,
+}
+
 /// The handle of a running lane. Dropping it stops the lane and waits for its thread.
-pub struct Lane {
+pub(super) struct Lane {
     commands: SyncSender<Command>,
     wake: Wake,
     snapshot: watch::Receiver<Snapshot>,
     thread: Option<JoinHandle<()>>,
 }
 
-enum Command {
+pub(super) enum Command {
     Change(Box<PeerChange>),
     SetMtu(u32),
+    SetPrivateKey(PrivateKey),
+    /// Whether the host gives packets to this lane.
+    Attach(bool),
     Stop,
 }
 
 impl Lane {
     /// Starts the thread. Fails only if the system makes no more threads.
-    pub fn start(settings: LaneSettings) -> io::Result<Self> {
+    pub(super) fn start(settings: LaneSettings, prepared: PreparedLane) -> io::Result<Self> {
         let now = Instant::now();
         let (commands, inbox) = sync_channel(COMMANDS);
-        let mut engine = Engine::new(settings.key, settings.mtu, now);
+        let mut engine = Engine::new(settings.engine, now);
         for peer in settings.peers {
             engine.apply(PeerChange::Add(peer), now);
         }
-        let (publisher, snapshot) = watch::channel(engine.snapshot(now, SystemTime::now(), settings.socket.port()));
-        let wake = settings.wake.clone();
-        let name = settings.name;
-        let (socket, prepared) = (settings.socket, settings.port);
-        let thread = thread::Builder::new().name(format!("lane {name}")).spawn({
+        let PreparedLane { socket, port, wake } = prepared;
+        let (publisher, snapshot) =
+            watch::channel(engine.snapshot(now, SystemTime::now(), LaneSnapshot::new(settings.number, socket.port())));
+        let (name, number, cpu) = (settings.name, settings.number, settings.cpu);
+        let thread = thread::Builder::new().name(format!("lane {number} {name}")).spawn({
             let wake = wake.clone();
             move || {
-                let span = tracing::info_span!("tunnel", name);
+                let span = tracing::info_span!("tunnel", name, lane = number);
                 let _entered = span.enter();
-                let port = PacketPort::open(prepared, &wake, now);
+                if let Some(cpu) = cpu {
+                    stay_on(cpu);
+                }
+                let port = PacketPort::open(port, &wake, now);
                 let mut running = Running {
+                    coalescer: Coalescer::new(port.offloads()),
+                    lane: LaneSnapshot::new(number, socket.port()),
                     engine,
                     socket,
                     port,
@@ -101,6 +122,8 @@ impl Lane {
                     publisher,
                     published: now,
                     batch: Batch::new(),
+                    datagrams: Inbox::new(),
+                    room: vec![0; ROOM_BYTES],
                     unsent: HashMap::new(),
                     stale: false,
                 };
@@ -115,17 +138,8 @@ impl Lane {
         Ok(Self { commands, wake, snapshot, thread: Some(thread) })
     }
 
-    /// Queues an edit of the peers. False if the lane has ended.
-    pub fn change(&self, change: PeerChange) -> bool {
-        self.command(Command::Change(Box::new(change)))
-    }
-
-    /// Queues a new MTU. False if the lane has ended.
-    pub fn set_mtu(&self, mtu: u32) -> bool {
-        self.command(Command::SetMtu(mtu))
-    }
-
-    fn command(&self, mut command: Command) -> bool {
+    /// Queues a command. False if the lane has ended.
+    pub(super) fn command(&self, mut command: Command) -> bool {
         loop {
             match self.commands.try_send(command) {
                 Ok(()) => {
@@ -143,7 +157,7 @@ impl Lane {
     }
 
     /// The newest snapshot. The channel closes when the lane ends, for whatever reason.
-    pub fn snapshots(&self) -> watch::Receiver<Snapshot> {
+    pub(super) fn snapshots(&self) -> watch::Receiver<Snapshot> {
         self.snapshot.clone()
     }
 }
@@ -167,33 +181,51 @@ struct Running {
     publisher: watch::Sender<Snapshot>,
     published: Instant,
     batch: Batch,
+    coalescer: Coalescer,
+    datagrams: Inbox,
+    /// Where a packet is read to and answered from.
+    room: Vec<u8>,
+    lane: LaneSnapshot,
     /// Endpoints that datagrams could not be sent to, and when that was last said.
     unsent: HashMap<Endpoint, Instant>,
     /// An edit has made the published snapshot untrue.
     stale: bool,
 }
 
+/// Which inputs have something, as far as is known.
+#[derive(Clone, Copy)]
+struct Ready {
+    socket: bool,
+    port: bool,
+}
+
 impl Running {
     fn run(&mut self) -> io::Result<()> {
-        let mut datagram = vec![0u8; ROOM_BYTES];
-        let mut room = vec![0u8; ROOM_BYTES];
+        let mut ready = Ready { socket: true, port: true };
         loop {
             let now = Instant::now();
             if !self.obey(now) {
                 return Ok(());
             }
-            let more = self.drain_socket(&mut datagram, &mut room)? | self.drain_port(&mut room)?;
+            let mut more = ready.socket && self.drain_socket(now)?;
+            if ready.port || self.port.fd().is_none() {
+                more |= self.drain_port(now)?;
+            }
             let now = Instant::now();
             self.engine.handle_timeout(now, &mut self.batch);
             self.port.handle_timeout(now);
-            // What the stack just wrote leaves now, not at the next wake-up.
-            let more = more | self.drain_port(&mut room)?;
-            self.flush();
+            if self.port.fd().is_none() {
+                // What the stack just wrote leaves now, not at the next wake-up.
+                more |= self.drain_port(now)?;
+            }
+            self.flush(now);
             self.tell(now);
-            if !more {
-                let until = self.engine.poll_timeout().saturating_duration_since(now);
-                let delay = self.port.poll_delay(now).map_or(until, |delay| delay.min(until));
-                wait([self.socket.fd(), self.wake.fd(), self.port.fd().unwrap_or(-1)], delay)?;
+            let until = self.engine.poll_timeout().saturating_duration_since(now);
+            let delay = self.port.poll_delay(now).map_or(until, |delay| delay.min(until));
+            let delay = if more { Duration::ZERO } else { delay };
+            let [socket, wake, port] = wait([self.socket.fd(), self.wake.fd(), self.port.fd().unwrap_or(-1)], delay)?;
+            ready = Ready { socket, port };
+            if wake {
                 self.wake.clear();
             }
         }
@@ -203,77 +235,124 @@ impl Running {
     fn obey(&mut self, now: Instant) -> bool {
         loop {
             match self.inbox.try_recv() {
-                Ok(Command::Change(change)) => {
-                    self.engine.apply(*change, now);
-                    self.stale = true;
-                }
+                Ok(Command::Change(change)) => self.engine.apply(*change, now),
                 Ok(Command::SetMtu(mtu)) => {
-                    self.engine.set_mtu(mtu);
+                    self.engine.set_mtu(mtu, now);
                     self.port.set_mtu(mtu, now);
+                }
+                Ok(Command::SetPrivateKey(key)) => self.engine.set_private_key(key, now),
+                Ok(Command::Attach(attached)) => {
+                    if let Err(error) = self.port.attach(attached) {
+                        error!(%error, attached, "the device's queue does not follow");
+                    }
                 }
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return false,
                 Err(TryRecvError::Empty) => return true,
             }
+            self.stale = true;
         }
     }
 
     /// UDP to port. True if there may be more.
-    fn drain_socket(&mut self, datagram: &mut [u8], plain: &mut [u8]) -> io::Result<bool> {
-        let now = Instant::now();
-        for _ in 0..TURN {
-            let Some((length, from)) = self.socket.receive(datagram)? else { return Ok(false) };
-            let Some(bytes) = datagram.get(..length) else { continue };
-            if let Received::Packet(packet) = self.engine.handle_datagram(bytes, from, now, plain, &mut self.batch)
-                && let Err(error) = self.port.deliver(packet, now)
-            {
-                debug!(%error, "port refused a packet");
-                self.engine.count(DropReason::PortRefused);
+    fn drain_socket(&mut self, now: Instant) -> io::Result<bool> {
+        for _ in 0..SOCKET_CALLS {
+            let count = self.socket.receive(&mut self.datagrams)?;
+            let Self { engine, port, batch, coalescer, datagrams, .. } = self;
+            let mut delivery = Delivery { port, now, refused: 0, refused_whole: None };
+            for run in datagrams.runs() {
+                for datagram in run.bytes.chunks(run.segment_bytes.max(1)) {
+                    let plain = coalescer.space(datagram.len(), &mut |packet| delivery.write(packet));
+                    match engine.handle_datagram(datagram, run.arrival, now, plain, batch) {
+                        Received::Packet(packet) => {
+                            let length = packet.len();
+                            coalescer.push(length, &mut |packet| delivery.write(packet));
+                        }
+                        Received::Quiet | Received::Dropped(_) => coalescer.cancel(),
+                    }
+                }
             }
-            if self.batch.is_full() {
-                self.flush();
+            coalescer.flush(&mut |packet| delivery.write(packet));
+            let Delivery { refused, refused_whole, .. } = delivery;
+            for _ in 0..refused {
+                engine.count(DropReason::PortRefused);
+            }
+            if let Some(error) = refused_whole {
+                self.write_singly(&error);
+            }
+            self.flush(now);
+            if count < Inbox::MESSAGES {
+                return Ok(false);
             }
         }
         Ok(true)
     }
 
     /// Port to UDP. True if there may be more.
-    fn drain_port(&mut self, room: &mut [u8]) -> io::Result<bool> {
-        let now = Instant::now();
-        for _ in 0..TURN {
-            let taken = match self.port.take(room) {
+    fn drain_port(&mut self, now: Instant) -> io::Result<bool> {
+        for _ in 0..PORT_CALLS {
+            let taken = match self.port.take(&mut self.room) {
                 // The device is down, as before it is set up or after somebody took it down: no packets.
                 Err(error) if error.raw_os_error() == Some(libc::EIO) => return Ok(false),
                 taken => taken?,
             };
-            let Some(length) = taken else { return Ok(false) };
-            if let Err(reason) = self.engine.handle_packet(room, length, now, &mut self.batch) {
-                debug!(%reason, length, "packet dropped");
-            }
+            let Some((header, length)) = taken else { return Ok(false) };
+            self.seal(header, length, now);
             if self.batch.is_full() {
-                self.flush();
+                self.flush(now);
             }
         }
         Ok(true)
     }
 
-    fn flush(&mut self) {
-        for (datagram, endpoint) in self.batch.iter() {
-            let error = self.socket.send(datagram, endpoint).err();
-            if error.is_some() {
-                self.engine.count(DropReason::SendFailed);
-            }
-            // To an operator it is news, not state: a line for an endpoint once in a while.
-            if let Some(error) = error
-                && self.unsent.get(&endpoint).is_none_or(|said| said.elapsed() >= SAY_AGAIN)
-            {
-                warn!(%error, endpoint = %endpoint.address, "datagrams cannot be sent to this endpoint");
-                if self.unsent.len() >= MOST_UNSENT {
-                    self.unsent.clear();
+    /// Seals what lies in the room, segment by segment.
+    fn seal(&mut self, header: VnetHeader, length: usize, now: Instant) {
+        let mut too_big = None;
+        match Segments::new(header, &mut self.room[VNET_BYTES..], length) {
+            Ok(mut segments) => {
+                while let Some((packet, length)) = segments.next() {
+                    match self.engine.handle_packet(packet, length, now, &mut self.batch) {
+                        Ok(()) => {}
+                        Err(DropReason::TooBig) if too_big.is_none() => {
+                            // The kernel's next attempt is smaller; one answer for a super-packet is enough.
+                            let mut answer = [0u8; VNET_BYTES + TOO_BIG_BYTES];
+                            let answered =
+                                packet.get(..length).and_then(|packet| self.engine.answer_too_big(packet, now, &mut answer[VNET_BYTES..]));
+                            too_big = Some(answered.map(|length| (answer, VNET_BYTES + length)));
+                        }
+                        Err(reason) => debug!(%reason, length, "packet dropped"),
+                    }
+                    if self.batch.is_full() {
+                        send(&mut self.socket, &mut self.batch, &mut self.engine, &mut self.lane, &mut self.unsent, now);
+                    }
                 }
-                self.unsent.insert(endpoint, Instant::now());
+            }
+            Err(reason) => {
+                self.engine.count(reason);
+                debug!(%reason, length, "packet dropped");
             }
         }
-        self.batch.clear();
+        if let Some((answer, length)) = too_big.flatten()
+            && let Some(answer) = answer.get(..length)
+            && let Err(error) = self.port.deliver(answer, now)
+        {
+            debug!(%error, "port refused an answer");
+        }
+    }
+
+    fn flush(&mut self, now: Instant) {
+        if !self.batch.is_empty() {
+            send(&mut self.socket, &mut self.batch, &mut self.engine, &mut self.lane, &mut self.unsent, now);
+        }
+    }
+
+    /// The kernel does not take super-packets, whatever it said: from now on packets are written one by one.
+    fn write_singly(&mut self, error: &io::Error) {
+        self.lane.refused_super_packets += 1;
+        if self.lane.coalescing {
+            warn!(%error, "this kernel takes no super-packets from the tunnel: it works, and is slower");
+            self.lane.coalescing = false;
+            self.coalescer.set_offloads(crate::offload::Offloads { tcp: false, udp: false });
+        }
     }
 
     /// Logs news and publishes counters.
@@ -285,11 +364,85 @@ impl Running {
         }
         if news || now.saturating_duration_since(self.published) >= PUBLISH_EVERY {
             self.published = now;
-            let mut snapshot = self.engine.snapshot(now, SystemTime::now(), self.socket.port());
+            self.lane.attached = self.port.is_attached();
+            let mut snapshot = self.engine.snapshot(now, SystemTime::now(), self.lane.clone());
             snapshot.streams = self.port.streams();
             self.publisher.send_replace(snapshot);
         }
     }
+}
+
+/// The largest ICMP message about a packet that is too big: RFC 4443 §3.2 allows 1280 bytes.
+const TOO_BIG_BYTES: usize = 1280;
+
+/// Where the coalescer writes to.
+struct Delivery<'a> {
+    port: &'a mut PacketPort,
+    now: Instant,
+    refused: usize,
+    /// A super-packet was refused as such.
+    refused_whole: Option<io::Error>,
+}
+
+impl Delivery<'_> {
+    fn write(&mut self, packet: &[u8]) {
+        let Err(error) = self.port.deliver(packet, self.now) else { return };
+        let header = VnetHeader::parse(packet).unwrap_or(VnetHeader::PLAIN);
+        if header.gso == Gso::None || !matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EIO | libc::EOPNOTSUPP)) {
+            debug!(%error, "port refused a packet");
+            self.refused += 1;
+            return;
+        }
+        // It leaves in its segments: nothing is lost for having been joined. This happens once in the life of a lane.
+        let mut copy = packet.to_vec();
+        let length = copy.len() - VNET_BYTES;
+        let Ok(mut segments) = Segments::new(header, &mut copy[VNET_BYTES..], length) else { return };
+        let mut plain = [0u8; VNET_BYTES].to_vec();
+        while let Some((segment, length)) = segments.next() {
+            plain.truncate(VNET_BYTES);
+            plain.extend_from_slice(segment.get(..length).unwrap_or_default());
+            if self.port.deliver(&plain, self.now).is_err() {
+                self.refused += 1;
+            }
+        }
+        self.refused_whole = Some(error);
+    }
+}
+
+/// Sends the batch, counts what did not leave, and says so once in a while.
+fn send(
+    socket: &mut UdpSocket,
+    batch: &mut Batch,
+    engine: &mut Engine,
+    lane: &mut LaneSnapshot,
+    unsent: &mut HashMap<Endpoint, Instant>,
+    now: Instant,
+) {
+    socket.send(batch, |news| match news {
+        SendNews::Failed { outer, datagrams, error } => {
+            for _ in 0..datagrams {
+                engine.count(DropReason::SendFailed);
+            }
+            let endpoint = outer.endpoint;
+            // To an operator it is news, not state: a line for an endpoint once in a while.
+            if unsent.get(&endpoint).is_none_or(|said| now.saturating_duration_since(*said) >= SAY_AGAIN) {
+                warn!(%error, endpoint = %endpoint.address, "datagrams cannot be sent to this endpoint");
+                if unsent.len() >= MOST_UNSENT {
+                    unsent.clear();
+                }
+                unsent.insert(endpoint, now);
+            }
+        }
+        SendNews::SourceGone(source) => {
+            debug!(%source, "the address that the peer wrote to is no longer ours");
+            engine.forget_source(source);
+        }
+        SendNews::NoSegmentation(error) => {
+            warn!(%error, "this kernel or device segments no datagrams: the tunnel works, and is slower");
+            lane.segmentation = false;
+        }
+    });
+    batch.clear();
 }
 
 fn log(event: &Event) {
@@ -299,13 +452,36 @@ fn log(event: &Event) {
         Event::SessionDown { peer } => warn!(peer = short(peer), "session down"),
         Event::EndpointMoved { peer, from, to } => info!(peer = short(peer), from = ?from, %to, "endpoint moved"),
         Event::Trouble { peer, trouble } => warn!(peer = short(peer), reason = trouble.label(), "{trouble}"),
+        Event::Switched { peer, to, back: false } => warn!(peer = short(peer), %to, "no answer to probes: the next endpoint takes over"),
+        Event::Switched { peer, to, back: true } => info!(peer = short(peer), %to, "back to the better endpoint, which answers again"),
+        Event::Resized { peer, from, to } if to < from => {
+            warn!(peer = short(peer), from, to, "the path swallows large packets: smaller ones from now on");
+        }
+        Event::Resized { peer, from, to } => info!(peer = short(peer), from, to, "the path takes larger packets again"),
         Event::UnknownKey { key, from } => warn!(key = %key, %from, "handshake from a key that is not configured"),
     }
 }
 
-/// Sleeps until one of `fds` is readable or `delay` has passed. A negative descriptor is ignored.
+/// Keeps this thread on one processor.
+#[expect(unsafe_code, reason = "sched_setaffinity has no wrapper in std")]
+fn stay_on(cpu: usize) {
+    // SAFETY: an all-zero cpu_set_t is the empty set; CPU_SET is given a number below CPU_SETSIZE, as the configuration checks
+    // and the comparison makes sure; the set outlives the call.
+    let result = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        if cpu < libc::CPU_SETSIZE as usize {
+            libc::CPU_SET(cpu, &mut set);
+        }
+        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set)
+    };
+    if result < 0 {
+        warn!(cpu, error = %io::Error::last_os_error(), "the lane is not bound to its processor");
+    }
+}
+
+/// Sleeps until one of `fds` has something or `delay` has passed; which have. A negative descriptor is ignored.
 #[expect(unsafe_code, reason = "poll has no wrapper in std")]
-fn wait(fds: [RawFd; 3], delay: Duration) -> io::Result<()> {
+fn wait(fds: [RawFd; 3], delay: Duration) -> io::Result<[bool; 3]> {
     let mut polled = fds.map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 });
     let timeout = libc::timespec { tv_sec: delay.as_secs() as libc::time_t, tv_nsec: delay.subsec_nanos() as libc::c_long };
     // SAFETY: `polled` and `timeout` live through the call, the count is theirs, and no signal mask is given.
@@ -315,6 +491,7 @@ fn wait(fds: [RawFd; 3], delay: Duration) -> io::Result<()> {
         if error.kind() != io::ErrorKind::Interrupted {
             return Err(error);
         }
+        return Ok([false; 3]);
     }
-    Ok(())
+    Ok(polled.map(|polled| polled.revents != 0))
 }

@@ -1,20 +1,33 @@
-//! The lane's UDP socket: IPv4 and IPv6 in one, marked, and able to leave by a named interface.
-#![expect(unsafe_code, reason = "sendmsg with a packet-info control message")]
+//! The lane's UDP socket: IPv4 and IPv6 in one, marked, able to leave by a named interface, many datagrams a call.
+//!
+//! Outward, a run of the batch is one message with `UDP_SEGMENT`, and up to 64 messages are one `sendmmsg`. Where the kernel
+//! or the device refuses segmentation (EIO, EINVAL), the run leaves datagram by datagram, and so does all that follows; it
+//! is said once. Inward, `UDP_GRO` and `recvmmsg` do the same the other way round ([`super::inbox`]).
+//!
+//! Outer datagrams carry DF and ICMP about their size is not believed: anybody could send it. What a path takes is found
+//! by probing ([`crate::discovery`]), and the kernel never fragments.
+#![expect(unsafe_code, reason = "sendmmsg with control messages, socket options that socket2 lacks")]
 
 use std::io;
-use std::mem::MaybeUninit;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use crate::batch::Endpoint;
+use super::control::Control;
+use super::inbox::Inbox;
+use crate::batch::{Batch, Outer};
 
 /// Firewall mark of every outer datagram. The routing crate's rule skips it, so that an endpoint may lie inside
 /// the prefixes that are routed into the tunnel.
 pub const MARK: u32 = 5359;
-/// Wanted for both directions: at 10 Gbit/s about 3 ms. The kernel may grant less.
-const BUFFER_BYTES: usize = 4 << 20;
+/// Wanted for both directions: at 10 Gbit/s about 3 ms. With CAP_NET_ADMIN the kernel grants it, else it may grant less.
+const BUFFER_BYTES: libc::c_int = 4 << 20;
+/// Messages in one `sendmmsg`.
+const MESSAGES: usize = 64;
+/// How long a full send buffer is waited for.
+const FULL_MS: libc::c_int = 5;
 
 #[derive(Debug)]
 pub struct UdpSocket {
@@ -23,6 +36,19 @@ pub struct UdpSocket {
     /// The socket is IPv6 and takes IPv4 as mapped addresses.
     dual: bool,
     marked: bool,
+    segmentation: bool,
+    scratch: Scratch,
+}
+
+/// What happened to a batch beside leaving.
+#[derive(Debug)]
+pub(super) enum SendNews<'a> {
+    /// So many datagrams did not leave.
+    Failed { outer: &'a Outer, datagrams: usize, error: io::Error },
+    /// The source is no address of ours any more; the datagrams left from another.
+    SourceGone(IpAddr),
+    /// The kernel refuses segmentation: from now on datagrams leave one by one.
+    NoSegmentation(io::Error),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -60,80 +86,159 @@ impl UdpSocket {
             socket.set_only_v6(!dual)?;
         }
         socket.set_nonblocking(true)?;
-        // Neither is worth failing for: a smaller buffer loses bursts, a missing mark is reported by `is_marked`.
-        let _smaller = socket.set_recv_buffer_size(BUFFER_BYTES);
-        let _smaller = socket.set_send_buffer_size(BUFFER_BYTES);
+        for (option, forced) in [(libc::SO_RCVBUF, libc::SO_RCVBUFFORCE), (libc::SO_SNDBUF, libc::SO_SNDBUFFORCE)] {
+            if set(&socket, libc::SOL_SOCKET, forced, BUFFER_BYTES).is_err() {
+                // A smaller buffer loses bursts.
+                let _smaller = set(&socket, libc::SOL_SOCKET, option, BUFFER_BYTES);
+            }
+        }
+        // A missing mark is reported by `is_marked`.
         let marked = socket.set_mark(MARK).is_ok();
+        if dual || listen.is_ipv4() {
+            set(&socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE)?;
+            set(&socket, libc::IPPROTO_IP, libc::IP_RECVTOS, 1)?;
+        }
+        if listen.is_ipv6() {
+            set(&socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE)?;
+            set(&socket, libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
+        }
+        if listen.ip().is_unspecified() {
+            // Answers leave from the address that was written to.
+            let (level, option) =
+                if listen.is_ipv6() { (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO) } else { (libc::IPPROTO_IP, libc::IP_PKTINFO) };
+            set(&socket, level, option, 1)?;
+        }
+        // Kernels before 5.0 have neither; datagrams then come and go one by one.
+        if set(&socket, libc::SOL_UDP, libc::UDP_GRO, 1).is_err() {
+            tracing::debug!("this kernel joins no datagrams");
+        }
+        let segmentation = set(&socket, libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok();
         socket.bind(&listen.into())?;
         let port = socket.local_addr()?.as_socket().map_or_else(|| listen.port(), |address| address.port());
-        Ok(Self { socket, port, dual, marked })
+        Ok(Self { socket, port, dual, marked, segmentation, scratch: Scratch::default() })
     }
 
-    /// One datagram and where it came from, or None if there is none now.
-    pub(super) fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<(usize, SocketAddr)>> {
-        // SAFETY: u8 and MaybeUninit<u8> have the same layout, and the kernel writes only initialised bytes.
-        let uninit = unsafe { &mut *(std::ptr::from_mut::<[u8]>(buffer) as *mut [MaybeUninit<u8>]) };
-        match self.socket.recv_from(uninit) {
-            Ok((length, from)) => Ok(from.as_socket().map(|from| (length, SocketAddr::new(from.ip().to_canonical(), from.port())))),
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(None),
+    /// Fills `inbox` with what has come, without waiting; how many messages there are.
+    pub(super) fn receive(&self, inbox: &mut Inbox) -> io::Result<usize> {
+        match inbox.fill(self.socket.as_raw_fd()) {
+            Ok(count) => Ok(count),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(0),
             // Only these say that the socket itself is of no use; others are hearsay (ICMP) or pass (ENETDOWN, ss -K).
             Err(error) if matches!(error.raw_os_error(), Some(libc::EBADF | libc::ENOTSOCK | libc::EFAULT | libc::EINVAL)) => Err(error),
             Err(error) => {
                 tracing::debug!(%error, "receiving failed");
-                Ok(None)
+                Ok(0)
             }
         }
     }
 
-    pub(super) fn send(&self, datagram: &[u8], endpoint: Endpoint) -> io::Result<()> {
-        let address = SockAddr::from(self.outer(endpoint.address));
-        match endpoint.interface {
-            None => self.socket.send_to(datagram, &address).map(drop),
-            Some(interface) => self.send_by(datagram, &address, interface),
+    /// Sends every run of `batch`; `news` hears of what did not go as wished.
+    pub(super) fn send(&mut self, batch: &Batch, mut news: impl FnMut(SendNews<'_>)) {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        scratch.queue(batch, self.segmentation);
+        let mut next = 0;
+        while next < scratch.messages.len() {
+            let count = MESSAGES.min(scratch.messages.len() - next);
+            match self.send_messages(&mut scratch, batch, next..next + count) {
+                Ok(sent) => next += sent.max(1),
+                Err(error) => {
+                    if let Some(message) = scratch.messages.get(next).cloned() {
+                        self.send_again(&mut scratch, batch, &message, error, &mut news);
+                    }
+                    next += 1;
+                }
+            }
+        }
+        scratch.messages.clear();
+        self.scratch = scratch;
+    }
+
+    /// A message that the kernel did not take: once more, without what it may have refused.
+    fn send_again(
+        &mut self,
+        scratch: &mut Scratch,
+        batch: &Batch,
+        message: &Message,
+        mut error: io::Error,
+        news: &mut impl FnMut(SendNews<'_>),
+    ) {
+        let Some(transmit) = batch.transmits().get(message.transmit) else { return };
+        if matches!(error.kind(), io::ErrorKind::WouldBlock) && writable(self.socket.as_raw_fd()) {
+            match self.send_one(scratch, batch, message) {
+                Ok(()) => return,
+                Err(again) => error = again,
+            }
+        }
+        let mut message = message.clone();
+        let refused = matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EADDRNOTAVAIL | libc::ENETUNREACH | libc::EPERM));
+        if let (true, Some(source)) = (refused, message.source.take()) {
+            match self.send_one(scratch, batch, &message) {
+                Ok(()) => return news(SendNews::SourceGone(source)),
+                Err(again) => error = again,
+            }
+        }
+        let (mut failed, mut segmentation_refused) = (0, false);
+        if message.bytes.len() > message.segment_bytes {
+            segmentation_refused = matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL | libc::EOPNOTSUPP));
+            let whole = message.bytes.clone();
+            for start in whole.clone().step_by(message.segment_bytes.max(1)) {
+                message.bytes = start..(start + message.segment_bytes).min(whole.end);
+                if let Err(again) = self.send_one(scratch, batch, &message) {
+                    failed += 1;
+                    error = again;
+                }
+            }
+        } else {
+            failed = 1;
+        }
+        if failed > 0 {
+            news(SendNews::Failed { outer: &transmit.outer, datagrams: failed, error });
+        } else if segmentation_refused && self.segmentation {
+            self.segmentation = false;
+            news(SendNews::NoSegmentation(error));
         }
     }
 
-    /// Sends by `interface`, whatever the routing table prefers.
-    fn send_by(&self, datagram: &[u8], address: &SockAddr, interface: u32) -> io::Result<()> {
-        let mut control = ControlBuffer([0; CONTROL_BYTES]);
-        let mut part = libc::iovec { iov_base: datagram.as_ptr().cast_mut().cast(), iov_len: datagram.len() };
-        // SAFETY: an all-zero msghdr is valid; it is plain data.
-        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-        message.msg_name = address.as_ptr().cast_mut().cast();
-        message.msg_namelen = address.len();
-        message.msg_iov = &raw mut part;
-        message.msg_iovlen = 1;
-        message.msg_control = control.0.as_mut_ptr().cast();
-        // SAFETY: `control` is aligned for and larger than one control message with the larger packet info; CMSG_*
-        // stay inside msg_controllen, and every pointer in `message` outlives the call.
-        let sent = unsafe {
-            let header = |message: &mut libc::msghdr, level, kind, length: usize| {
-                message.msg_controllen = libc::CMSG_SPACE(length as u32) as _;
-                let header = libc::CMSG_FIRSTHDR(message);
-                (*header).cmsg_level = level;
-                (*header).cmsg_type = kind;
-                (*header).cmsg_len = libc::CMSG_LEN(length as u32) as _;
-                libc::CMSG_DATA(header)
-            };
-            if address.is_ipv6() {
-                let data = header(&mut message, libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, size_of::<libc::in6_pktinfo>());
-                // For a mapped destination the kernel wants the source mapped too, even an unspecified one (ip_cmsg_send).
-                let mapped = address.as_socket_ipv6().is_some_and(|address| address.ip().to_ipv4_mapped().is_some());
-                let source = if mapped { Ipv4Addr::UNSPECIFIED.to_ipv6_mapped() } else { Ipv6Addr::UNSPECIFIED };
-                let info = libc::in6_pktinfo { ipi6_addr: libc::in6_addr { s6_addr: source.octets() }, ipi6_ifindex: interface };
-                data.cast::<libc::in6_pktinfo>().write_unaligned(info);
-            } else {
-                let data = header(&mut message, libc::IPPROTO_IP, libc::IP_PKTINFO, size_of::<libc::in_pktinfo>());
-                let info = libc::in_pktinfo {
-                    ipi_ifindex: interface as libc::c_int,
-                    ipi_spec_dst: std::mem::zeroed(),
-                    ipi_addr: std::mem::zeroed(),
-                };
-                data.cast::<libc::in_pktinfo>().write_unaligned(info);
+    fn send_one(&self, scratch: &mut Scratch, batch: &Batch, message: &Message) -> io::Result<()> {
+        let at = scratch.messages.len();
+        scratch.messages.push(message.clone());
+        let sent = self.send_messages(scratch, batch, at..at + 1);
+        scratch.messages.truncate(at);
+        sent.map(drop)
+    }
+
+    /// One `sendmmsg` over at most [`MESSAGES`] of the scratch's messages; how many left.
+    fn send_messages(&self, scratch: &mut Scratch, batch: &Batch, which: Range<usize>) -> io::Result<usize> {
+        let Scratch { messages, addresses, controls, parts, headers } = scratch;
+        addresses.clear();
+        controls.clear();
+        parts.clear();
+        headers.clear();
+        // Filled before any pointer into them is taken, so that none moves afterwards.
+        for message in &messages[which] {
+            let Some(transmit) = batch.transmits().get(message.transmit) else { continue };
+            let (address, bytes) = (self.outer(transmit.outer.endpoint.address), &batch.bytes()[message.bytes.clone()]);
+            addresses.push(SockAddr::from(address));
+            controls.push(Control::outward(&transmit.outer, message.source, address, message.segment()));
+            parts.push(libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() });
+        }
+        for ((address, control), part) in addresses.iter().zip(controls.iter_mut()).zip(parts.iter_mut()) {
+            // SAFETY: an all-zero mmsghdr is valid; it is plain data.
+            let mut header: libc::mmsghdr = unsafe { std::mem::zeroed() };
+            header.msg_hdr.msg_name = address.as_ptr().cast_mut().cast();
+            header.msg_hdr.msg_namelen = address.len();
+            header.msg_hdr.msg_iov = part;
+            header.msg_hdr.msg_iovlen = 1;
+            if !control.is_empty() {
+                header.msg_hdr.msg_control = control.as_mut_ptr();
+                header.msg_hdr.msg_controllen = control.len() as _;
             }
-            libc::sendmsg(self.socket.as_raw_fd(), &raw const message, 0)
-        };
-        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+            headers.push(header);
+        }
+        // SAFETY: every pointer in `headers` is into `batch`, `addresses`, `controls` or `parts`, none of which changes before
+        // the call returns; the kernel only reads what they point at, and writes no more than `msg_len` of each header.
+        let sent = unsafe { libc::sendmmsg(self.socket.as_raw_fd(), headers.as_mut_ptr(), headers.len() as libc::c_uint, 0) };
+        usize::try_from(sent).map_err(|_| io::Error::last_os_error())
     }
 
     /// An IPv4 address as the dual socket wants it: mapped into IPv6.
@@ -149,11 +254,66 @@ impl UdpSocket {
     }
 }
 
-const CONTROL_BYTES: usize = 64;
+/// One message of a `sendmmsg`: a run, or one datagram of it.
+#[derive(Debug, Clone)]
+struct Message {
+    transmit: usize,
+    bytes: Range<usize>,
+    segment_bytes: usize,
+    source: Option<IpAddr>,
+}
 
-/// Aligned as `cmsghdr` must be.
-#[repr(C, align(8))]
-struct ControlBuffer([u8; CONTROL_BYTES]);
+impl Message {
+    /// The length of a segment, if there is more than one. The kernel is never asked to segment a single datagram.
+    fn segment(&self) -> Option<u16> {
+        if self.bytes.len() > self.segment_bytes { u16::try_from(self.segment_bytes).ok() } else { None }
+    }
+}
+
+/// Memory that is used again for every call.
+#[derive(Debug, Default)]
+struct Scratch {
+    messages: Vec<Message>,
+    addresses: Vec<SockAddr>,
+    controls: Vec<Control>,
+    parts: Vec<libc::iovec>,
+    headers: Vec<libc::mmsghdr>,
+}
+
+// SAFETY: the raw pointers in `parts` and `headers` are used within one call of `send_messages` alone, which fills them anew;
+// between calls they are never followed.
+unsafe impl Send for Scratch {}
+
+impl Scratch {
+    fn queue(&mut self, batch: &Batch, segmentation: bool) {
+        for (at, transmit) in batch.transmits().iter().enumerate() {
+            let step = if segmentation { transmit.bytes.len() } else { transmit.segment_bytes };
+            for start in transmit.bytes.clone().step_by(step.max(1)) {
+                self.messages.push(Message {
+                    transmit: at,
+                    bytes: start..(start + step).min(transmit.bytes.end),
+                    segment_bytes: transmit.segment_bytes,
+                    source: transmit.outer.source,
+                });
+            }
+        }
+    }
+}
+
+/// Waits a moment for room in the send buffer.
+fn writable(fd: RawFd) -> bool {
+    let mut polled = libc::pollfd { fd, events: libc::POLLOUT, revents: 0 };
+    // SAFETY: one pollfd that outlives the call.
+    unsafe { libc::poll(&raw mut polled, 1, FULL_MS) > 0 }
+}
+
+/// Sets an integer option.
+fn set(socket: &Socket, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
+    let length = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the value outlives the call and is as long as is said.
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), length) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
 
 fn no_ipv6(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL | libc::EPROTONOSUPPORT))
@@ -164,21 +324,4 @@ fn bind_error(address: SocketAddr, source: io::Error) -> UdpError {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const LOOPBACK: u32 = 1;
-
-    /// Regression: sending IPv4 by a named interface from the dual socket was refused with EINVAL.
-    #[test]
-    fn sends_by_a_named_interface_over_ipv4_and_ipv6() {
-        let socket = UdpSocket::bind("[::]:0".parse().expect("an address")).expect("bound");
-        for own in ["127.0.0.1:0", "[::1]:0"] {
-            let Ok(receiver) = std::net::UdpSocket::bind(own) else { continue };
-            let endpoint = Endpoint { address: receiver.local_addr().expect("an address"), interface: Some(LOOPBACK) };
-            socket.send(b"hello", endpoint).expect("sent");
-            receiver.set_read_timeout(Some(std::time::Duration::from_secs(5))).expect("set");
-            assert_eq!(receiver.recv(&mut [0; 16]).expect("received"), 5, "{own}");
-        }
-    }
-}
+mod tests;

@@ -1,43 +1,52 @@
 //! The lane's end: smoltcp fed with inner packets, and its sockets joined to the relay's pipes.
+//!
+//! ```text
+//!   packet in ─► by_tuple ─► smoltcp ─┐                      ┌─► timers (smoltcp's next deadline)
+//!   pipe woke ─► ready ────► serve ───┼─► pending ─► egress ─┤
+//!   timers ───────────────────────────┘      ▲               └─► outbox ─► lane
+//!                                            └── has more to send, or the outbox is full
+//! ```
+//! Whoever drives it calls [`Stack::poll_delay`] last before it sleeps: from then on other threads have to wake it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
-use std::task::{Context, Waker};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
-use smoltcp::socket::tcp;
+use smoltcp::iface::{Config, Interface, PollResult, SocketSet};
 use smoltcp::time::Instant as StackInstant;
-use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpEndpoint, IpListenEndpoint};
+use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpEndpoint};
 use tokio::sync::{mpsc, oneshot};
 
-use super::MAX_STREAMS;
-use super::device::Device;
-use super::open::{Open, open};
-use super::ready::{FlowWaker, Ready};
+use super::device::{Outbox, Port};
+use super::flow::{DialReply, Flow, Size};
+use super::ready::Ready;
+use super::segment::{Segment, Tuple};
 use super::stream::{Accepted, DialError, Listener, Stream};
+use super::{LARGE_STREAMS, MAX_STREAMS};
 use crate::io::Wake;
+use crate::offload::{Offloads, VnetHeader};
 
-/// Below 64 KiB, so that windows need no scaling: smoltcp takes the unscaled window of its SYN for a scaled one, and what
-/// then arrives beyond the buffer is an assertion.
-const BUFFER_BYTES: usize = 65_535;
-const _: () = assert!(BUFFER_BYTES <= u16::MAX as usize, "a window that needs scaling");
-/// Listening sockets held ready for each port: a socket takes one connection.
-const BACKLOG: usize = 16;
-/// Connections accepted and not yet taken by the relay; one more is reset.
-const ACCEPT_QUEUE: usize = 128;
-/// Unacknowledged data this old ends a stream. Longer than any failover, so that streams survive one.
-const USER_TIMEOUT: Duration = Duration::from_secs(120);
-const KEEPALIVE: Duration = Duration::from_secs(30);
-/// Listening and half-open sockets of one port; opening more has to wait.
-const MOST_LISTENING: usize = 128;
-/// A stream that the relay let go may take this long to end in order (Linux's tcp_fin_timeout).
-const LAST_WORDS: Duration = Duration::from_secs(60);
+/// Connections accepted and not yet taken by the relay; one more is reset, but there cannot be more.
+const ACCEPT_QUEUE: usize = MAX_STREAMS;
+/// Streams that are being opened towards us; the SYN of one more is dropped, and comes again.
+const MOST_HALF_OPEN: usize = 512;
+/// Packets or super-packets that one flow sends before the next has its turn.
+const BURST: usize = 16;
+/// Times that what became ready while the lane served is served as well; a bound keeps the lane's other work alive.
+const ROUNDS: usize = 4;
+/// How often deadlines of dials and of streams that were let go are looked at.
+const EXPIRE_EVERY: Duration = Duration::from_millis(100);
+/// A flow that says nothing new and still wants to be polled at once waits this long. smoltcp does so when its peer closes
+/// its window while our FIN is on its way: in FIN-WAIT-2 its zero-window timer stays expired and no probe is sent that would
+/// put it off (0.14, `socket/tcp.rs` 2536, 2738). Such a stream may be a slow reader, so it is slowed down and not ended.
+const HOLD: smoltcp::time::Duration = smoltcp::time::Duration::from_millis(100);
 /// First port of the ephemeral range (RFC 6335 §6).
 const FIRST_PORT: u16 = 49152;
+/// IPv6 and TCP without options: no segment is larger than the MTU without them.
+const HEADERS_BYTES: usize = 60;
+
 /// How the stack is set up.
 #[derive(Debug)]
 pub struct StackSettings {
@@ -55,7 +64,7 @@ pub struct Network {
 
 #[derive(Debug)]
 enum Request {
-    Dial { to: SocketAddr, deadline: Instant, reply: oneshot::Sender<Result<Stream, DialError>> },
+    Dial { to: SocketAddr, deadline: Instant, reply: DialReply },
     Listen { port: u16, accepted: mpsc::Sender<Accepted>, reply: oneshot::Sender<bool> },
 }
 
@@ -90,116 +99,170 @@ impl Network {
 
 pub(crate) struct Stack {
     interface: Interface,
-    device: Device,
-    sockets: SocketSet<'static>,
-    flows: HashMap<SocketHandle, Flow>,
+    addresses: Vec<IpNet>,
+    mtu: usize,
+    outbox: Outbox,
+    /// By number; the free numbers are in `free`.
+    flows: Vec<Option<Box<Flow>>>,
+    free: Vec<u32>,
+    by_tuple: HashMap<Tuple, u32>,
+    half_open: usize,
+    large: usize,
     ports: HashMap<u16, mpsc::Sender<Accepted>>,
     requests: mpsc::Receiver<Request>,
     ready: Arc<Ready>,
-    /// Handles taken from `ready`, kept to use its memory again.
-    serving: Vec<SocketHandle>,
-    addresses: Vec<IpNet>,
+    /// Numbers taken from `ready`, kept to use its memory again.
+    serving: Vec<u32>,
+    /// Flows that may have something to send, in turn.
+    pending: VecDeque<u32>,
+    /// When smoltcp wants to be asked again, for each flow that it is so.
+    timers: BTreeSet<(StackInstant, u32)>,
+    /// For packets that belong to no flow: smoltcp answers pings and refuses connections.
+    nobody: SocketSet<'static>,
     next_port: u16,
+    next_expiry: Instant,
     epoch: Instant,
 }
 
-/// A socket and what it is for.
-struct Flow {
-    waker: Waker,
-    purpose: Purpose,
-}
-
-enum Purpose {
-    /// `replaced`: another socket listens in its stead already.
-    Listening {
-        port: u16,
-        replaced: bool,
-    },
-    Dialing {
-        deadline: Instant,
-        reply: Option<oneshot::Sender<Result<Stream, DialError>>>,
-    },
-    Open(Open),
-}
-
 impl Stack {
+    /// What may be delivered: TCP super-packets, over IPv4 and IPv6.
+    pub(crate) const OFFLOADS: Offloads = Offloads { tcp: true, udp: false };
+
     pub(crate) fn new(settings: StackSettings, wake: Wake, now: Instant) -> Self {
-        let mut device = Device { mtu: settings.mtu as usize, inbox: None, outbox: VecDeque::new(), spare: Vec::new() };
-        let interface = interface(&settings.addresses, &mut device, StackInstant::ZERO);
+        let (mut outbox, mtu) = (Outbox::default(), settings.mtu as usize);
         Self {
-            interface,
-            device,
-            sockets: SocketSet::new(Vec::new()),
-            flows: HashMap::new(),
+            interface: interface(&settings.addresses, &mut outbox, mtu, StackInstant::ZERO),
+            addresses: settings.addresses,
+            mtu,
+            outbox,
+            flows: Vec::new(),
+            free: Vec::new(),
+            by_tuple: HashMap::new(),
+            half_open: 0,
+            large: 0,
             ports: HashMap::new(),
             requests: settings.requests,
-            ready: Arc::new(Ready { handles: Mutex::new(Vec::new()), wake }),
+            ready: Arc::new(Ready::new(wake)),
             serving: Vec::new(),
-            addresses: settings.addresses,
+            pending: VecDeque::new(),
+            timers: BTreeSet::new(),
+            nobody: SocketSet::new(Vec::new()),
             next_port: FIRST_PORT,
+            next_expiry: now,
             epoch: now,
         }
     }
 
-    /// Takes an inner packet that came out of the tunnel.
+    /// Takes an inner packet that came out of the tunnel, or a TCP super-packet made of several, with a right checksum or
+    /// with the pseudo-header's sum in its place.
     pub(crate) fn handle_packet(&mut self, packet: &[u8], now: Instant) {
-        let mut buffer = self.device.spare.pop().unwrap_or_default();
-        buffer.clear();
-        buffer.extend_from_slice(packet);
-        self.device.inbox = Some(buffer);
-        let now = self.time(now);
-        while self.device.inbox.is_some() {
-            self.interface.poll_ingress_single(now, &mut self.device, &mut self.sockets);
+        self.ready.stay_awake();
+        let at = self.time(now);
+        let Some(segment) = Segment::parse(packet) else {
+            return self.answer(packet, at);
+        };
+        if !segment.checksum_holds() {
+            return;
         }
-        // A connection takes a listening socket with it: the next one in the same burst must find another.
-        if opens_connection(packet) {
-            self.serve_ready();
+        let tuple = segment.tuple();
+        let found = self.by_tuple.get(&tuple).copied();
+        let number = match found {
+            Some(number) => number,
+            None if segment.opens() && self.listens(tuple.local) => match self.open(tuple, now) {
+                Some(number) => number,
+                None => return,
+            },
+            None => return self.answer(packet, at),
+        };
+        let largest = u32::try_from(self.mtu.saturating_sub(HEADERS_BYTES)).unwrap_or(u32::MAX);
+        let Some(flow) = self.flows.get_mut(number as usize).and_then(Option::as_mut) else { return };
+        let acknowledged = segment.acknowledges();
+        if let Some(mut steps) = flow.acknowledged.and_then(|before| segment.steps(before, largest)) {
+            while let Some(step) = steps.next() {
+                let mut port = Port { packet: Some(step), outbox: &mut self.outbox, mtu: self.mtu, urgent: false };
+                self.interface.poll_ingress_single(at, &mut port, &mut flow.sockets);
+            }
+        }
+        flow.acknowledge_at_once(segment.payload_bytes() > self.mtu);
+        let mut port = Port { packet: Some(packet), outbox: &mut self.outbox, mtu: self.mtu, urgent: false };
+        self.interface.poll_ingress_single(at, &mut port, &mut flow.sockets);
+        if let Some(acknowledged) = acknowledged {
+            // An old one that was overtaken on its way says nothing.
+            if flow.acknowledged.is_none_or(|before| acknowledged.wrapping_sub(before) <= u32::MAX / 2) {
+                flow.acknowledged = Some(acknowledged);
+            }
+        }
+        if flow.is_broken_off() {
+            self.remove(number, at);
+        } else {
+            self.mark(number);
         }
     }
 
-    /// Puts the next packet that wants into the tunnel into `room`.
-    pub(crate) fn take_packet(&mut self, room: &mut [u8]) -> Option<usize> {
-        let packet = self.device.outbox.pop_front()?;
-        let length = packet.len().min(room.len());
-        room[..length].copy_from_slice(&packet[..length]);
-        self.device.spare.push(packet);
-        Some(length)
+    /// Puts the next packet or super-packet that wants into the tunnel into `room`: what it is, and its length. The
+    /// checksum of TCP is still to be completed.
+    pub(crate) fn take_packet(&mut self, room: &mut [u8]) -> Option<(VnetHeader, usize)> {
+        self.outbox.take(room)
     }
 
     /// Serves requests, streams that became ready, and the stack's own timers.
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        self.ready.stay_awake();
+        let at = self.time(now);
         while let Ok(request) = self.requests.try_recv() {
             self.obey(request, now);
         }
-        // Serving frees room in sockets and polling makes others ready; a bound keeps the lane's other work alive.
-        for _ in 0..4 {
-            self.serve_ready();
-            let at = self.time(now);
-            self.interface.poll(at, &mut self.device, &mut self.sockets);
+        while let Some((due, number)) = self.timers.first().copied()
+            && due <= at
+        {
+            self.timers.pop_first();
+            if let Some(flow) = self.flows.get_mut(number as usize).and_then(Option::as_mut) {
+                flow.due = None;
+            }
+            self.mark(number);
+        }
+        // Serving frees room in sockets, and sending makes others ready.
+        for _ in 0..ROUNDS {
+            self.serve_ready(at);
+            self.send_pending(at);
             if self.ready.is_empty() {
                 break;
             }
         }
-        self.expire(now);
+        if now >= self.next_expiry {
+            self.next_expiry = now + EXPIRE_EVERY;
+            self.expire(now);
+        }
     }
 
+    /// How long the lane may sleep; None if nothing but a packet or a wake-up matters.
     pub(crate) fn poll_delay(&mut self, now: Instant) -> Option<Duration> {
-        if !self.ready.is_empty() {
+        let at = self.time(now);
+        self.interface.poll_maintenance(at);
+        if !self.pending.is_empty() || !self.ready.fall_asleep() {
             return Some(Duration::ZERO);
         }
-        let at = self.time(now);
-        self.interface.poll_delay(at, &self.sockets).map(Duration::from)
+        if self.by_tuple.is_empty() {
+            return None;
+        }
+        let timer = match self.timers.first() {
+            Some((due, _)) if *due > at => Duration::from(*due - at),
+            Some(_) => Duration::ZERO,
+            None => EXPIRE_EVERY,
+        };
+        Some(timer.min(EXPIRE_EVERY))
     }
 
     /// smoltcp reads the device's MTU once, so the interface is made anew; sockets live apart from it.
     pub(crate) fn set_mtu(&mut self, mtu: u32, now: Instant) {
-        self.device.mtu = mtu as usize;
-        let now = self.time(now);
-        self.interface = interface(&self.addresses, &mut self.device, now);
+        self.mtu = mtu as usize;
+        let at = self.time(now);
+        self.interface = interface(&self.addresses, &mut self.outbox, self.mtu, at);
     }
 
+    /// Streams that stand or are being dialled.
     pub(crate) fn streams(&self) -> usize {
-        self.flows.values().filter(|flow| !matches!(flow.purpose, Purpose::Listening { .. })).count()
+        self.by_tuple.len() - self.half_open
     }
 
     fn obey(&mut self, request: Request, now: Instant) {
@@ -207,227 +270,217 @@ impl Stack {
             Request::Dial { to, deadline, reply } => {
                 if let Err((reply, error)) = self.dial(to, deadline, reply, now) {
                     // The relay may have given up already.
-                    let _gone = reply.send(Err(error));
+                    let _gone = reply.map(|reply| reply.send(Err(error)));
                 }
             }
             Request::Listen { port, accepted, reply } => {
-                let free = self.ports.get(&port).is_none_or(mpsc::Sender::is_closed);
+                let free = port != 0 && self.ports.get(&port).is_none_or(mpsc::Sender::is_closed);
                 if free {
                     self.ports.insert(port, accepted);
-                    for _ in 0..BACKLOG {
-                        self.listen(port);
-                    }
                 }
                 let _gone = reply.send(free);
             }
         }
     }
 
-    fn dial(
-        &mut self,
-        to: SocketAddr,
-        deadline: Instant,
-        reply: oneshot::Sender<Result<Stream, DialError>>,
-        now: Instant,
-    ) -> Result<(), (oneshot::Sender<Result<Stream, DialError>>, DialError)> {
+    fn dial(&mut self, to: SocketAddr, deadline: Instant, reply: DialReply, now: Instant) -> Result<(), (Option<DialReply>, DialError)> {
         if now >= deadline {
-            return Err((reply, DialError::TimedOut));
+            return Err((Some(reply), DialError::TimedOut));
         }
         let Some(own) = self.addresses.iter().map(IpNet::addr).find(|own| own.is_ipv4() == to.is_ipv4()) else {
-            return Err((reply, DialError::NoAddress));
+            return Err((Some(reply), DialError::NoAddress));
         };
-        let (Some(handle), Some(port)) = (self.add_socket(), self.free_port()) else {
-            return Err((reply, DialError::TooMany));
+        let remote = SocketAddr::new(to.ip(), to.port());
+        let Some(tuple) = self.free_tuple(own, remote) else {
+            return Err((Some(reply), DialError::TooMany));
         };
-        let socket = self.sockets.get_mut::<tcp::Socket<'_>>(handle);
-        if socket.connect(self.interface.context(), IpEndpoint::from(to), (IpAddress::from(own), port)).is_err() {
-            self.sockets.remove(handle);
-            return Err((reply, DialError::NoAddress));
+        let Some(number) = self.free_number(self.time(now)) else {
+            return Err((Some(reply), DialError::TooMany));
+        };
+        let size = self.free_size();
+        let mut flow = Flow::dialing(tuple, size, number, &self.ready, deadline, reply);
+        let local = (IpAddress::from(own), tuple.local.port());
+        if flow.socket().connect(self.interface.context(), IpEndpoint::from(remote), local).is_err() {
+            self.free.push(number);
+            return Err((flow.into_reply(), DialError::NoAddress));
         }
-        self.add_flow(handle, Purpose::Dialing { deadline, reply: Some(reply) });
+        self.add(number, flow);
         Ok(())
     }
 
-    /// Adds one listening socket for `port`, if there is room.
-    fn listen(&mut self, port: u16) {
-        let Some(handle) = self.add_socket() else { return };
-        if self.sockets.get_mut::<tcp::Socket<'_>>(handle).listen(IpListenEndpoint::from(port)).is_ok() {
-            self.add_flow(handle, Purpose::Listening { port, replaced: false });
-        } else {
-            self.sockets.remove(handle);
-        }
+    /// Whether SYNs to `local` are answered.
+    fn listens(&self, local: SocketAddr) -> bool {
+        self.addresses.iter().any(|own| own.addr() == local.ip())
+            && self.ports.get(&local.port()).is_some_and(|accepted| !accepted.is_closed())
     }
 
-    /// Sockets of `port` that listen or are half open.
-    fn listening(&self, port: u16) -> usize {
-        self.flows.values().filter(|flow| matches!(flow.purpose, Purpose::Listening { port: listening, .. } if listening == port)).count()
-    }
-
-    fn add_socket(&mut self) -> Option<SocketHandle> {
-        if self.flows.len() >= MAX_STREAMS {
+    /// Makes a flow for a SYN. None if there are too many.
+    fn open(&mut self, tuple: Tuple, now: Instant) -> Option<u32> {
+        if self.half_open >= MOST_HALF_OPEN {
             return None;
         }
-        let buffer = || tcp::SocketBuffer::new(vec![0; BUFFER_BYTES]);
-        let mut socket = tcp::Socket::new(buffer(), buffer());
-        socket.set_congestion_control(tcp::CongestionControl::Cubic);
-        socket.set_nagle_enabled(false);
-        socket.set_timeout(Some(USER_TIMEOUT.into()));
-        socket.set_keep_alive(Some(KEEPALIVE.into()));
-        Some(self.sockets.add(socket))
-    }
-
-    fn add_flow(&mut self, handle: SocketHandle, purpose: Purpose) {
-        let waker = Waker::from(Arc::new(FlowWaker { handle, ready: Arc::clone(&self.ready) }));
-        self.flows.insert(handle, Flow { waker, purpose });
-        self.ready.push(handle);
-    }
-
-    fn free_port(&mut self) -> Option<u16> {
-        let taken = |sockets: &SocketSet<'_>, port: u16| {
-            sockets.iter().any(|(_, socket)| match socket {
-                smoltcp::socket::Socket::Tcp(socket) => socket.local_endpoint().is_some_and(|endpoint| endpoint.port == port),
-            })
+        let number = self.free_number(self.time(now))?;
+        let size = self.free_size();
+        let Some(flow) = Flow::opening(tuple, size, number, &self.ready, now) else {
+            self.free.push(number);
+            return None;
         };
-        for _ in 0..=(u16::MAX - FIRST_PORT) {
-            let port = self.next_port;
+        self.add(number, flow);
+        Some(number)
+    }
+
+    /// A number for one more flow, if there may be one more. It is given back by being pushed to `free`.
+    fn free_number(&mut self, at: StackInstant) -> Option<u32> {
+        if self.by_tuple.len() >= MAX_STREAMS {
+            let lingering = self.flows.iter().position(|flow| flow.as_ref().is_some_and(|flow| flow.is_lingering()))?;
+            self.remove(u32::try_from(lingering).ok()?, at);
+        }
+        if self.free.is_empty() {
+            self.free.push(u32::try_from(self.flows.len()).ok()?);
+            self.flows.push(None);
+        }
+        self.free.pop()
+    }
+
+    const fn free_size(&self) -> Size {
+        if self.large < LARGE_STREAMS { Size::Large } else { Size::Small }
+    }
+
+    /// A four-tuple of ours to `remote` that no flow has.
+    fn free_tuple(&mut self, own: IpAddr, remote: SocketAddr) -> Option<Tuple> {
+        for _ in FIRST_PORT..=u16::MAX {
+            let tuple = Tuple { local: SocketAddr::new(own, self.next_port), remote };
             self.next_port = self.next_port.checked_add(1).unwrap_or(FIRST_PORT);
-            if !taken(&self.sockets, port) {
-                return Some(port);
+            if !self.by_tuple.contains_key(&tuple) {
+                return Some(tuple);
             }
         }
         None
     }
 
-    fn serve_ready(&mut self) {
+    fn add(&mut self, number: u32, flow: Flow) {
+        self.half_open += usize::from(flow.is_opening());
+        self.large += usize::from(flow.size == Size::Large);
+        self.by_tuple.insert(flow.tuple, number);
+        if let Some(place) = self.flows.get_mut(number as usize) {
+            *place = Some(Box::new(flow));
+        }
+        self.mark(number);
+    }
+
+    /// Ends a flow. If it was aborted, its RST goes out first.
+    fn remove(&mut self, number: u32, at: StackInstant) {
+        let Some(mut flow) = self.flows.get_mut(number as usize).and_then(Option::take) else { return };
+        let mut port = Port { packet: None, outbox: &mut self.outbox, mtu: self.mtu, urgent: true };
+        self.interface.poll_egress(at, &mut port, &mut flow.sockets);
+        self.half_open -= usize::from(flow.is_opening());
+        self.large -= usize::from(flow.size == Size::Large);
+        self.by_tuple.remove(&flow.tuple);
+        if let Some(due) = flow.due {
+            self.timers.remove(&(due, number));
+        }
+        self.free.push(number);
+    }
+
+    /// Has the flow take its turn to send.
+    fn mark(&mut self, number: u32) {
+        if let Some(flow) = self.flows.get_mut(number as usize).and_then(Option::as_mut)
+            && !flow.pending
+        {
+            flow.pending = true;
+            self.pending.push_back(number);
+        }
+    }
+
+    fn serve_ready(&mut self, at: StackInstant) {
         let mut serving = std::mem::take(&mut self.serving);
         self.ready.take(&mut serving);
-        for handle in serving.drain(..) {
-            self.serve(handle);
+        for number in serving.drain(..) {
+            let Some(flow) = self.flows.get_mut(number as usize).and_then(Option::as_mut) else { continue };
+            let was_opening = flow.is_opening();
+            let stands = flow.serve(&self.ports);
+            if was_opening && !flow.is_opening() {
+                self.half_open -= 1;
+            }
+            if stands {
+                self.mark(number);
+            } else {
+                self.remove(number, at);
+            }
         }
         self.serving = serving;
     }
 
-    /// Moves what can be moved for one flow and asks to be woken for the rest.
-    fn serve(&mut self, handle: SocketHandle) {
-        let Some(mut flow) = self.flows.remove(&handle) else { return };
-        let socket = self.sockets.get_mut::<tcp::Socket<'_>>(handle);
-        socket.register_recv_waker(&flow.waker);
-        socket.register_send_waker(&flow.waker);
-        let (mut replenish, mut keep) = (None, true);
-        match &mut flow.purpose {
-            Purpose::Listening { port, replaced } => {
-                let port = *port;
-                let state = socket.state();
-                if state != tcp::State::Listen && !std::mem::replace(replaced, true) {
-                    replenish = Some(port);
-                }
-                match state {
-                    // An opening that was broken off: another socket listens in its stead.
-                    tcp::State::Listen if *replaced => keep = false,
-                    tcp::State::Listen | tcp::State::SynReceived | tcp::State::SynSent => {}
-                    tcp::State::Closed => keep = false,
-                    tcp::State::Established
-                    | tcp::State::FinWait1
-                    | tcp::State::FinWait2
-                    | tcp::State::CloseWait
-                    | tcp::State::Closing
-                    | tcp::State::LastAck
-                    | tcp::State::TimeWait => match self.ports.get(&port).and_then(|accepted| accept(socket, accepted)) {
-                        Some(open) => flow.purpose = Purpose::Open(open),
-                        None => {
-                            socket.abort();
-                            keep = false;
-                        }
-                    },
-                }
-            }
-            Purpose::Dialing { reply, .. } => {
-                if socket.may_send() {
-                    let (stream, open) = open();
-                    flow.purpose = match reply.take().map(|reply| reply.send(Ok(stream))) {
-                        Some(Ok(())) => Purpose::Open(open),
-                        _ => {
-                            socket.abort();
-                            Purpose::Dialing { deadline: self.epoch, reply: None }
-                        }
-                    };
-                } else if socket.state() == tcp::State::Closed {
-                    keep = false;
-                    if let Some(reply) = reply.take() {
-                        let _gone = reply.send(Err(DialError::Refused));
-                    }
-                }
-            }
-            Purpose::Open(_) => {}
-        }
-        if let Purpose::Open(open) = &mut flow.purpose {
-            let mut cx = Context::from_waker(&flow.waker);
-            open.upward(socket, &mut cx);
-            open.downward(socket, &mut cx);
-            keep = !(socket.state() == tcp::State::Closed && (open.received_end || open.fate.dropped.load(Ordering::Acquire)));
-        }
-        if keep {
-            self.flows.insert(handle, flow);
-        } else {
-            // The RST of an aborted socket still has to be sent; `poll` does it before the socket is gone.
-            let at = self.time(Instant::now());
-            self.interface.poll_egress(at, &mut self.device, &mut self.sockets);
-            self.sockets.remove(handle);
-        }
-        if let Some(port) = replenish
-            && self.listening(port) < MOST_LISTENING
-            && self.ports.get(&port).is_some_and(|accepted| !accepted.is_closed())
+    /// Gives each flow that may have something to send its turn, until the outbox is full.
+    fn send_pending(&mut self, at: StackInstant) {
+        while !self.outbox.is_full()
+            && let Some(number) = self.pending.pop_front()
         {
-            self.listen(port);
+            self.send(number, at);
         }
     }
 
-    /// Ends dials whose deadline has passed and ports whose listener is gone.
+    fn send(&mut self, number: u32, at: StackInstant) {
+        let Some(flow) = self.flows.get_mut(number as usize).and_then(Option::as_mut) else { return };
+        // The number may have been another flow's, or the flow have had its turn already.
+        if !std::mem::take(&mut flow.pending) {
+            return;
+        }
+        let mut due = None;
+        let mut again = false;
+        if !flow.waits_for_reader(at) {
+            // What carries no payload is the last word of a flow: there is nothing behind it for now.
+            let mut said_all = false;
+            for _ in 0..BURST {
+                if self.outbox.is_full() {
+                    break;
+                }
+                let mut port = Port { packet: None, outbox: &mut self.outbox, mtu: self.mtu, urgent: false };
+                let sent = self.interface.poll_egress(at, &mut port, &mut flow.sockets);
+                if sent == PollResult::None || self.outbox.ends_bare() {
+                    said_all = true;
+                    break;
+                }
+            }
+            match self.interface.poll_at(at, &flow.sockets) {
+                Some(next) if next <= at && said_all => due = Some(at + HOLD),
+                Some(next) if next <= at => again = true,
+                next => due = next,
+            }
+        }
+        if flow.due != due {
+            if let Some(before) = flow.due {
+                self.timers.remove(&(before, number));
+            }
+            if let Some(due) = due {
+                self.timers.insert((due, number));
+            }
+            flow.due = due;
+        }
+        if again {
+            self.mark(number);
+        }
+    }
+
+    /// Ends flows whose time has passed, and forgets ports whose listener is gone.
     fn expire(&mut self, now: Instant) {
-        let mut ended = Vec::new();
-        let mut listening: HashMap<u16, usize> = HashMap::new();
-        for (handle, flow) in &mut self.flows {
-            match &mut flow.purpose {
-                Purpose::Dialing { deadline, reply } => {
-                    let gone = reply.as_ref().is_none_or(oneshot::Sender::is_closed);
-                    if now >= *deadline || gone {
-                        if let Some(reply) = reply.take() {
-                            let _gone = reply.send(Err(DialError::TimedOut));
-                        }
-                        ended.push(*handle);
-                    }
-                }
-                Purpose::Listening { port, replaced } => {
-                    *listening.entry(*port).or_default() += usize::from(!*replaced);
-                    if self.ports.get(port).is_none_or(mpsc::Sender::is_closed) {
-                        ended.push(*handle);
-                    }
-                }
-                Purpose::Open(open) => {
-                    if open.fate.dropped.load(Ordering::Acquire) && now >= *open.let_go.get_or_insert(now) + LAST_WORDS {
-                        ended.push(*handle);
-                    }
+        let at = self.time(now);
+        for number in 0..self.flows.len() {
+            let Some(flow) = self.flows.get_mut(number).and_then(Option::as_mut) else { continue };
+            if flow.has_expired(&self.ports, now) {
+                flow.socket().abort();
+                if let Ok(number) = u32::try_from(number) {
+                    self.remove(number, at);
                 }
             }
         }
         self.ports.retain(|_, accepted| !accepted.is_closed());
-        // Where the bound on streams kept a listening socket from being replaced, it is now.
-        let short: Vec<u16> = self.ports.keys().filter(|port| listening.get(port).is_none_or(|count| *count < BACKLOG)).copied().collect();
-        for port in short {
-            self.listen(port);
-        }
-        if ended.is_empty() {
-            return;
-        }
-        for handle in &ended {
-            self.sockets.get_mut::<tcp::Socket<'_>>(*handle).abort();
-        }
-        let at = self.time(now);
-        self.interface.poll_egress(at, &mut self.device, &mut self.sockets);
-        for handle in ended {
-            self.flows.remove(&handle);
-            self.sockets.remove(handle);
-        }
+    }
+
+    /// Shows smoltcp a packet of no flow: an answer, if there is one, goes to the outbox.
+    fn answer(&mut self, packet: &[u8], at: StackInstant) {
+        let mut port = Port { packet: Some(packet), outbox: &mut self.outbox, mtu: self.mtu, urgent: false };
+        self.interface.poll_ingress_single(at, &mut port, &mut self.nobody);
     }
 
     fn time(&self, now: Instant) -> StackInstant {
@@ -436,10 +489,10 @@ impl Stack {
 }
 
 /// An interface with these addresses, and everything else behind the tunnel.
-fn interface(addresses: &[IpNet], device: &mut Device, now: StackInstant) -> Interface {
+fn interface(addresses: &[IpNet], outbox: &mut Outbox, mtu: usize, now: StackInstant) -> Interface {
     let mut config = Config::new(HardwareAddress::Ip);
     config.random_seed = rand_core::RngCore::next_u64(&mut rand_core::OsRng);
-    let mut interface = Interface::new(config, device, now);
+    let mut interface = Interface::new(config, &mut Port { packet: None, outbox, mtu, urgent: false }, now);
     interface.update_ip_addrs(|taken| {
         for address in addresses.iter().take(taken.capacity()) {
             // Cannot fail: no more than the capacity are taken.
@@ -456,22 +509,5 @@ fn interface(addresses: &[IpNet], device: &mut Device, now: StackInstant) -> Int
     interface
 }
 
-/// Whether `packet` is a TCP SYN without ACK. Extension headers are not followed: such a connection waits for the
-/// lane's next turn.
-fn opens_connection(packet: &[u8]) -> bool {
-    let (protocol, header) = match packet.first().map(|byte| byte >> 4) {
-        Some(4) => (packet.get(9), usize::from(packet.first().map_or(0, |byte| byte & 0x0f)) * 4),
-        Some(6) => (packet.get(6), 40),
-        _ => return false,
-    };
-    const TCP: u8 = 6;
-    protocol == Some(&TCP) && packet.get(header + 13).is_some_and(|flags| flags & 0x12 == 0x02)
-}
-
-/// Hands a new connection to the listener; None if it is gone or cannot keep up.
-fn accept(socket: &tcp::Socket<'_>, accepted: &mpsc::Sender<Accepted>) -> Option<Open> {
-    let from = socket.remote_endpoint()?;
-    let from = SocketAddr::new(from.addr.into(), from.port);
-    let (stream, open) = open();
-    accepted.try_send(Accepted { stream, from }).ok().map(|()| open)
-}
+#[cfg(test)]
+mod tests;

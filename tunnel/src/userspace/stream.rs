@@ -1,14 +1,18 @@
 //! The relay's end of a stream inside the tunnel.
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::mpsc;
+use tokio::task::coop::poll_proceed;
+
+use super::pipe::{Pipe, Taken, Written};
 
 /// Why a dial inside the tunnel failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -25,20 +29,44 @@ pub enum DialError {
     Stopped,
 }
 
-/// What both ends of a stream know beside its bytes.
-#[derive(Debug, Default)]
-pub(super) struct Fate {
+/// What joins both ends of a stream.
+pub(super) struct Channel {
+    /// Relay to tunnel.
+    pub(super) up: Pipe,
+    /// Tunnel to relay.
+    pub(super) down: Pipe,
     /// The other end reset the connection, or it timed out.
-    pub(super) reset: AtomicBool,
+    reset: AtomicBool,
     /// The relay dropped its end.
-    pub(super) dropped: AtomicBool,
+    dropped: AtomicBool,
+}
+
+impl Channel {
+    /// A channel that holds up to `bytes` bytes each way.
+    pub(super) fn new(bytes: usize) -> Self {
+        let (reset, dropped) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { up: Pipe::new(bytes), down: Pipe::new(bytes), reset, dropped }
+    }
+
+    /// The connection is broken: the relay reads what has arrived, and then an error.
+    pub(super) fn fail(&self) {
+        self.reset.store(true, Ordering::Release);
+        self.down.end();
+        self.up.desert();
+    }
+
+    pub(super) fn is_dropped(&self) -> bool {
+        self.dropped.load(Ordering::Acquire)
+    }
+
+    fn is_reset(&self) -> bool {
+        self.reset.load(Ordering::Acquire)
+    }
 }
 
 /// A TCP stream inside the tunnel. `shutdown` sends FIN; dropping it without one resets if bytes are unread.
-#[derive(Debug)]
 pub struct Stream {
-    pipe: DuplexStream,
-    fate: Arc<Fate>,
+    channel: Arc<Channel>,
 }
 
 /// A stream that somebody in the tunnel opened, and who.
@@ -62,47 +90,68 @@ impl Listener {
 }
 
 impl Stream {
-    pub(super) const fn new(pipe: DuplexStream, fate: Arc<Fate>) -> Self {
-        Self { pipe, fate }
+    pub(super) const fn new(channel: Arc<Channel>) -> Self {
+        Self { channel }
     }
+}
 
-    fn reset(&self) -> bool {
-        self.fate.reset.load(Ordering::Acquire)
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stream").field("reset", &self.channel.is_reset()).finish_non_exhaustive()
     }
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        self.fate.dropped.store(true, Ordering::Release);
+        self.channel.dropped.store(true, Ordering::Release);
+        self.channel.down.desert();
+        self.channel.up.end();
     }
 }
 
+/// Reads and writes count against tokio's budget for a task: one whose other end keeps up would never give way otherwise.
 impl AsyncRead for Stream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let result = Pin::new(&mut self.pipe).poll_read(cx, buf);
-        if result.is_ready() && buf.filled().len() == before && self.reset() {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let budget = ready!(poll_proceed(cx));
+        let polled = match self.channel.down.read(buf.initialize_unfilled(), cx) {
+            Taken::Bytes(count) => {
+                buf.advance(count);
+                Poll::Ready(Ok(()))
+            }
+            Taken::Ended if self.channel.is_reset() => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+            Taken::Ended => Poll::Ready(Ok(())),
+            Taken::Empty => Poll::Pending,
+        };
+        if polled.is_ready() {
+            budget.made_progress();
         }
-        result
+        polled
     }
 }
 
 impl AsyncWrite for Stream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = if self.reset() { Poll::Pending } else { Pin::new(&mut self.pipe).poll_write(cx, bytes) };
-        // The lane sets the fate before it lets go of its end of the pipe.
-        if self.reset() {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let budget = ready!(poll_proceed(cx));
+        let polled = match self.channel.up.write(bytes, cx) {
+            Written::Bytes(count) => Poll::Ready(Ok(count)),
+            Written::Full => Poll::Pending,
+            // The lane says that it is broken before it lets go of its end.
+            Written::Deserted if self.channel.is_reset() => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+            Written::Deserted => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+        };
+        if polled.is_ready() {
+            budget.made_progress();
         }
-        written
+        polled
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.pipe).poll_flush(cx)
+    /// The lane takes what is written by itself.
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.pipe).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.channel.up.end();
+        Poll::Ready(Ok(()))
     }
 }

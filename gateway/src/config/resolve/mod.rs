@@ -25,9 +25,10 @@ use crate::secret::{Secret, SecretSource};
 const METRICS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9359);
 const FOLDER: &str = "/run/skyway";
 
-pub(super) fn resolve(raw: &RawConfig, folder: &Path, diagnostics: &mut Diagnostics) -> Option<Settings> {
+/// `secrets` receives the files of secrets that are named.
+pub(super) fn resolve(raw: &RawConfig, folder: &Path, diagnostics: &mut Diagnostics, secrets: &mut Vec<PathBuf>) -> Option<Settings> {
     let names = raw.tunnels.get().iter().flat_map(|entries| &entries.0).map(|entry| entry.name.clone()).collect();
-    let mut context = Context { diagnostics, folder, tunnel_names: names, incomplete: Vec::new() };
+    let mut context = Context { diagnostics, folder, tunnel_names: names, incomplete: Vec::new(), secrets };
     match raw.version.require("version", Place::WHOLE_FILE, context.diagnostics) {
         Some(1) | None => {}
         Some(_) => context.report(Diagnostic::error(&raw.version, "this skyway does not know that version of the file").expected("1")),
@@ -67,6 +68,8 @@ struct Context<'a> {
     tunnel_names: Vec<String>,
     /// Tunnels that lost a peer to a mistake: what they carry cannot be judged.
     incomplete: Vec<String>,
+    /// Files of secrets that were named.
+    secrets: &'a mut Vec<PathBuf>,
 }
 
 impl Context<'_> {
@@ -134,6 +137,9 @@ impl Context<'_> {
                     .expected("{ file: PATH } or { env: NAME }"),
             );
             return None;
+        }
+        if let SecretSource::File(path) = &source {
+            self.secrets.push(path.clone());
         }
         match Secret::read(&source) {
             Ok(secret) => Some(secret),

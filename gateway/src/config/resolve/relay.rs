@@ -228,7 +228,7 @@ impl Context<'_> {
         for path in &relay.paths {
             let Via::Tunnel(name) = &path.via else { continue };
             let Some(tunnel) = tunnels.iter().find(|tunnel| tunnel.name == *name) else { continue };
-            let allowed: Vec<IpNet> = tunnel.peers.iter().flat_map(|peer| peer.allowed_ips.clone()).collect();
+            let allowed: Vec<IpNet> = tunnel.peers.iter().flat_map(|peer| peer.allowed_ips.iter().copied()).collect();
             let on_link = tunnel.addresses.iter().map(IpNet::trunc);
             let fixed = routes.fixed.iter().filter(|route| route.tunnel == *name).map(|route| route.prefix);
             let routed: Vec<IpNet> = on_link.chain(fixed).collect();

@@ -62,6 +62,6 @@ impl Context<'_> {
 
 /// Whether some peer takes at least a part of `prefix`.
 fn carried(tunnel: &TunnelSettings, prefix: &IpNet) -> bool {
-    let allowed = tunnel.peers.iter().flat_map(|peer| &peer.allowed_ips);
-    allowed.into_iter().any(|allowed| allowed.contains(prefix) || prefix.contains(allowed))
+    let allowed = tunnel.peers.iter().flat_map(|peer| peer.allowed_ips.iter());
+    { allowed }.any(|allowed| allowed.contains(prefix) || prefix.contains(allowed))
 }

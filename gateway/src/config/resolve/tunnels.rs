@@ -1,7 +1,7 @@
 //! `tunnels`: keys, peers, addresses, and what must not be twice.
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -19,6 +19,13 @@ use super::{Context, cloud, words};
 const KEEPALIVE: Duration = Duration::from_secs(25);
 /// IPv6 demands as much of every link (RFC 8200 §5); 65,535 is the longest packet less WireGuard's overhead.
 const MTU: std::ops::RangeInclusive<u32> = 1280..=65_455;
+
+const LANES: std::ops::RangeInclusive<u16> = 1..=16;
+/// CPU_SETSIZE of the C library.
+const MOST_CPUS: u32 = 1024;
+/// The lane's timers run ten times a second.
+const PROBE_EVERY: Duration = Duration::from_millis(100);
+const PROBE_MISSES: std::ops::RangeInclusive<u32> = 1..=60;
 
 impl Context<'_> {
     pub(super) fn tunnels(&mut self, raw: &RawConfig, here: Cloud, underlays: &BTreeMap<String, UnderlaySettings>) -> Vec<TunnelSettings> {
@@ -76,13 +83,12 @@ impl Context<'_> {
         if addresses.len() > 8 {
             self.report(Diagnostic::error(&raw.addresses, "too many addresses").expected("at most 8"));
         }
-        if raw.lanes.get().is_some_and(|lanes| *lanes != 1) {
-            self.report(Diagnostic::error(&raw.lanes, "this version of skyway drives one lane a tunnel").expected("1"));
-        }
+        let lanes = self.lanes(raw, listen);
+        let cpus = self.cpus(raw);
         if raw.mtu.get().is_some_and(|mtu| !MTU.contains(mtu)) {
             self.report(Diagnostic::error(&raw.mtu, "not a usable MTU").expected(format!("{} to {}", MTU.start(), MTU.end())));
         }
-        let peers = self.peers(raw, key.as_ref(), underlays);
+        let peers = self.peers(raw, key.as_ref(), &addresses, underlays);
         if raw.peers.get().map_or(0, |entries| entries.0.len()) != peers.len() {
             self.incomplete.push(entry.name.clone());
         }
@@ -99,21 +105,80 @@ impl Context<'_> {
             listen: listen?,
             addresses,
             mtu,
+            lanes,
+            cpus,
+            uapi: raw.uapi.get().copied().unwrap_or(false),
             peers,
         })
     }
 
-    fn peers(&mut self, raw: &RawTunnel, own: Option<&PrivateKey>, underlays: &BTreeMap<String, UnderlaySettings>) -> Vec<PeerSettings> {
+    /// How many lanes, once it is known that their ports exist and their packets can be told apart.
+    fn lanes(&mut self, raw: &RawTunnel, listen: Option<SocketAddr>) -> u16 {
+        let wanted = raw.lanes.get().copied().unwrap_or(1);
+        let lanes = match u16::try_from(wanted) {
+            Ok(lanes) if LANES.contains(&lanes) => lanes,
+            Ok(_) | Err(_) => {
+                self.report(
+                    Diagnostic::error(&raw.lanes, "not a number of lanes")
+                        .value(wanted.to_string())
+                        .expected(format!("{} to {}", LANES.start(), LANES.end()))
+                        .help("a lane is a thread: no more of them than processors"),
+                );
+                return 1;
+            }
+        };
+        if lanes > 1 && raw.mode.get() == Some(&RawMode::Userspace) {
+            self.report(
+                Diagnostic::error(&raw.lanes, "userspace mode has one lane")
+                    .expected("1")
+                    .help("the TCP/IP stack inside the process is one; several lanes take mode: tun"),
+            );
+        }
+        if let Some(listen) = listen
+            && lanes > 1
+            && (listen.port() == 0 || listen.port().checked_add(lanes - 1).is_none())
+        {
+            self.report(
+                Diagnostic::error(&raw.lanes, format!("each lane takes a UDP port of its own, from {} on", listen.port()))
+                    .expected(format!("a `listen` port from 1 to {}", u16::MAX - (lanes - 1))),
+            );
+        }
+        lanes
+    }
+
+    fn cpus(&mut self, raw: &RawTunnel) -> Vec<usize> {
+        let mut cpus = Vec::new();
+        for field in raw.cpus.get().into_iter().flatten() {
+            match field.get() {
+                Some(cpu) if *cpu < MOST_CPUS => cpus.push(*cpu as usize),
+                Some(cpu) => self.report(
+                    Diagnostic::error(field, "not the number of a processor")
+                        .value(cpu.to_string())
+                        .expected(format!("0 to {}", MOST_CPUS - 1)),
+                ),
+                None => {}
+            }
+        }
+        cpus
+    }
+
+    fn peers(
+        &mut self,
+        raw: &RawTunnel,
+        own: Option<&PrivateKey>,
+        addresses: &[IpNet],
+        underlays: &BTreeMap<String, UnderlaySettings>,
+    ) -> Vec<PeerSettings> {
         let mut peers = Vec::new();
         let mut keys: Vec<(PublicKey, Span)> = Vec::new();
-        let mut claimed: Vec<(IpNet, Span, String)> = Vec::new();
+        let mut claimed: HashMap<IpNet, (Span, &str)> = HashMap::new();
         for entry in raw.peers.get().iter().flat_map(|entries| &entries.0) {
             let Some(raw) = entry.value.get() else { continue };
             for element in raw.allowed_ips.get().into_iter().flatten() {
                 let Some(prefix) = element.get().and_then(|text| words::prefix(text).ok()) else { continue };
-                if let Some((_, first, owner)) = claimed.iter().find(|(known, ..)| *known == prefix) {
+                if let Some((first, owner)) = claimed.get(&prefix) {
                     let message =
-                        if *owner == entry.name { "listed twice".to_owned() } else { format!("already allowed for peer {owner}") };
+                        if **owner == entry.name { "listed twice".to_owned() } else { format!("already allowed for peer {owner}") };
                     self.report(
                         Diagnostic::error(element, message)
                             .value(prefix.to_string())
@@ -121,18 +186,21 @@ impl Context<'_> {
                             .help("a prefix belongs to one peer; a more specific one may belong to another"),
                     );
                 } else {
-                    claimed.push((prefix, element.span(), entry.name.clone()));
+                    claimed.insert(prefix, (element.span(), &entry.name));
                 }
             }
-            let Some(peer) = self.peer(entry, raw, own, underlays) else { continue };
-            if let Some((_, first)) = keys.iter().find(|(key, _)| *key == peer.public_key) {
-                self.report(
-                    Diagnostic::error(&raw.public_key, "two peers have the same public key")
-                        .related(*first, "first used here")
-                        .help("a key is a peer's identity: give one of them its own, or make them one peer"),
-                );
+            let Some(peer) = self.peer(entry, raw, own, addresses, underlays) else { continue };
+            let next = peer.next_public_key.map(|key| (key, &raw.next_public_key));
+            for (key, field) in std::iter::once((peer.public_key, &raw.public_key)).chain(next) {
+                if let Some((_, first)) = keys.iter().find(|(known, _)| *known == key) {
+                    self.report(
+                        Diagnostic::error(field, "the same public key twice")
+                            .related(*first, "first used here")
+                            .help("a key is a peer's identity: give one of them its own, or make them one peer"),
+                    );
+                }
+                keys.push((key, field.span()));
             }
-            keys.push((peer.public_key, raw.public_key.span()));
             peers.push(peer);
         }
         peers
@@ -143,29 +211,13 @@ impl Context<'_> {
         entry: &Entry<RawPeer>,
         raw: &RawPeer,
         own: Option<&PrivateKey>,
+        addresses: &[IpNet],
         underlays: &BTreeMap<String, UnderlaySettings>,
     ) -> Option<PeerSettings> {
         let named = self.name_is_good(entry, &entry.name, 64);
-        let key = raw.public_key.require("public_key", entry, self.diagnostics).and_then(|text| match text.parse::<PublicKey>() {
-            Ok(key) => Some(key),
-            Err(error) => {
-                self.report(Diagnostic::error(&raw.public_key, error.to_string()));
-                None
-            }
-        });
-        if let (Some(key), Some(own)) = (key, own) {
-            if own.public_key() == key {
-                self.report(
-                    Diagnostic::error(&raw.public_key, "that is this gateway's own public key")
-                        .help("a peer's entry holds the public key of the other side"),
-                );
-            } else if !own.agrees_with(&key) {
-                self.report(
-                    Diagnostic::error(&raw.public_key, "that is a low-order key: whoever used it would share its secrets with everybody")
-                        .help("ask the other side for the output of `skyway pubkey`"),
-                );
-            }
-        }
+        raw.public_key.require("public_key", entry, self.diagnostics);
+        let key = self.public_key(&raw.public_key, own);
+        let next_public_key = self.public_key(&raw.next_public_key, own);
         let preshared = raw
             .preshared_key
             .get()
@@ -196,13 +248,14 @@ impl Context<'_> {
         if keepalive.is_some_and(|keepalive| keepalive < Duration::from_secs(1) || keepalive > Duration::from_secs(65_535)) {
             self.report(Diagnostic::error(&raw.keepalive, "not a usable keepalive").expected("1s to 65535s, or off"));
         }
-        let probe = self.probe(raw);
+        let probe = self.probe(raw, &allowed_ips, addresses);
         Some(PeerSettings {
             name: Some(entry.name.clone()).filter(|_| named)?,
             public_key: key?,
+            next_public_key,
             preshared_key: preshared,
             endpoints,
-            allowed_ips,
+            allowed_ips: allowed_ips.into(),
             keepalive,
             roaming: raw.roaming.get() != Some(&RawSwitch::Off),
             cloud: cloud(&raw.cloud),
@@ -242,27 +295,77 @@ impl Context<'_> {
         Some(EndpointSettings { underlay, host, port })
     }
 
-    fn probe(&mut self, raw: &RawPeer) -> Option<ProbeSettings> {
-        let probe: &RawProbe = match raw.probe.get()? {
-            ScalarOr::Mapping(probe) => probe,
-            ScalarOr::Scalar(word) if word == "off" => return None,
-            ScalarOr::Scalar(_) => {
+    /// A peer's key, if one is written and it may be one.
+    fn public_key(&mut self, field: &Field<String>, own: Option<&PrivateKey>) -> Option<PublicKey> {
+        let key = match field.get()?.parse::<PublicKey>() {
+            Ok(key) => key,
+            Err(error) => {
+                self.report(Diagnostic::error(field, error.to_string()));
+                return None;
+            }
+        };
+        let own = own?;
+        if own.public_key() == key {
+            self.report(
+                Diagnostic::error(field, "that is this gateway's own public key")
+                    .help("a peer's entry holds the public key of the other side"),
+            );
+        } else if !own.agrees_with(&key) {
+            self.report(
+                Diagnostic::error(field, "that is a low-order key: whoever used it would share its secrets with everybody")
+                    .help("ask the other side for the output of `skyway pubkey`"),
+            );
+        }
+        Some(key)
+    }
+
+    fn probe(&mut self, raw: &RawPeer, allowed_ips: &[IpNet], addresses: &[IpNet]) -> Option<ProbeSettings> {
+        let usual = ProbeSettings::usual(allowed_ips, addresses);
+        let probe: &RawProbe = match raw.probe.get() {
+            None => return usual,
+            Some(ScalarOr::Mapping(probe)) => probe,
+            Some(ScalarOr::Scalar(word)) if word == "off" => return None,
+            Some(ScalarOr::Scalar(_)) => {
                 self.report(Diagnostic::error(&raw.probe, "not a probe").expected("{ target: ADDRESS, every: 300ms, misses: 3 } or off"));
                 return None;
             }
         };
-        probe.target.require("target", &raw.probe, self.diagnostics);
-        let target = self.read(&probe.target, words::address);
-        let every = if probe.every.is_present() { self.read(&probe.every, words::duration) } else { Some(Duration::from_secs(1)) };
-        let misses = probe.misses.get().copied().unwrap_or(3);
-        if misses == 0 {
-            self.report(Diagnostic::error(&probe.misses, "a probe that may never miss would always fail").expected("1 or more"));
+        let target = if probe.target.is_present() {
+            self.read(&probe.target, words::address)?
+        } else if let Some(usual) = &usual {
+            usual.target
+        } else {
+            self.report(
+                Diagnostic::error(
+                    &raw.probe,
+                    "there is nothing to ask: no single address among allowed_ips that an address of ours could ask",
+                )
+                .expected("`target`, an address behind the peer"),
+            );
+            return None;
+        };
+        if !allowed_ips.iter().any(|prefix| prefix.contains(&target)) {
+            self.report(
+                Diagnostic::error(&probe.target, "not one of the peer's allowed_ips: its answers would be dropped")
+                    .value(target.to_string()),
+            );
         }
-        self.report(
-            Diagnostic::warning(&raw.probe, "probes are checked but not sent by this version of skyway")
-                .help("until then the next endpoint is tried after three handshakes without an answer, about 15 s"),
-        );
-        Some(ProbeSettings { target: target?, every: every?, misses })
+        if !addresses.iter().any(|own| own.addr().is_ipv4() == target.is_ipv4()) {
+            let family = if target.is_ipv4() { "IPv4" } else { "IPv6" };
+            self.report(
+                Diagnostic::error(&probe.target, format!("the tunnel has no {family} address to ask from")).value(target.to_string()),
+            );
+        }
+        let every = if probe.every.is_present() { self.read(&probe.every, words::duration)? } else { ProbeSettings::EVERY };
+        if every < PROBE_EVERY {
+            self.report(Diagnostic::error(&probe.every, "too often").expected("100ms or more"));
+        }
+        let misses = probe.misses.get().copied().unwrap_or(ProbeSettings::MISSES);
+        if !PROBE_MISSES.contains(&misses) {
+            self.report(Diagnostic::error(&probe.misses, "not a usable number of misses").expected("1 to 60"));
+        }
+        let hold_down = if probe.hold_down.is_present() { self.read(&probe.hold_down, words::duration)? } else { ProbeSettings::HOLD_DOWN };
+        Some(ProbeSettings { target, every, misses, hold_down })
     }
 
     /// A tunnel must not share its port, its addresses or its prefixes with one before it.
@@ -274,11 +377,13 @@ impl Context<'_> {
         others: &[(TunnelSettings, &Entry<RawTunnel>)],
     ) {
         for (other, first) in others {
-            if tunnel.listen.port() == other.listen.port() && collide(tunnel.listen.ip(), other.listen.ip()) {
-                self.report(
-                    Diagnostic::error(&raw.listen, format!("the tunnel {} listens there already", other.name))
-                        .related(first.name_span, "that tunnel"),
-                );
+            if ports(tunnel).any(|port| ports(other).any(|other| port == other)) && collide(tunnel.listen.ip(), other.listen.ip()) {
+                let mut diagnostic = Diagnostic::error(&raw.listen, format!("the tunnel {} listens there already", other.name))
+                    .related(first.name_span, "that tunnel");
+                if tunnel.lanes > 1 || other.lanes > 1 {
+                    diagnostic = diagnostic.help("a tunnel with several lanes takes as many ports, from its `listen` on");
+                }
+                self.report(diagnostic);
             }
             for (own, field) in tunnel.addresses.iter().zip(raw.addresses.get().into_iter().flatten()) {
                 if let Some(theirs) = other.addresses.iter().find(|theirs| overlap(own, theirs)) {
@@ -311,6 +416,12 @@ fn smallest_mtu(here: Cloud, peers: &[PeerSettings]) -> u32 {
         peer.endpoints.is_empty() || peer.endpoints.iter().any(|endpoint| !matches!(endpoint.host.parse(), Ok(IpAddr::V4(_))))
     };
     peers.iter().map(|peer| default_mtu(here, peer.cloud, ipv6(peer))).min().unwrap_or_else(|| default_mtu(here, Cloud::default(), false))
+}
+
+/// The UDP ports of all lanes.
+fn ports(tunnel: &TunnelSettings) -> impl Iterator<Item = u16> + use<> {
+    let first = tunnel.listen.port();
+    (0..tunnel.lanes).filter(move |_| first != 0).map(move |lane| first.saturating_add(lane))
 }
 
 fn collide(one: IpAddr, other: IpAddr) -> bool {

@@ -1,0 +1,149 @@
+//! What the command line asks for.
+
+use std::path::PathBuf;
+
+use super::case::Case;
+use super::subject::Subject;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    pub rounds: usize,
+    /// How long each load runs.
+    pub seconds: u64,
+    /// Echo requests of one latency measurement.
+    pub pings: u32,
+    /// In the order of [`Subject::ALL`].
+    pub subjects: Vec<Subject>,
+    /// In the order of [`Case::ALL`].
+    pub cases: Vec<Case>,
+    pub out: PathBuf,
+    /// Where `tests/bench/tunnel` puts the programs that it gets.
+    pub tools: PathBuf,
+    pub any_version: bool,
+    pub list: bool,
+    pub help: bool,
+}
+
+pub const USAGE: &str = "\
+tests/bench/tunnel [OPTION]…
+
+  --quick               2 rounds of 2 s, for development
+  --rounds N            rounds, each with every subject once (default 5)
+  --seconds S           how long each load runs (default 4)
+  --only SUBJECT,…      these subjects alone
+  --cases CASE,…        these cases alone
+  --out FOLDER          where results.json, table.md and tunnel.svg go (default target/bench/tunnel)
+  --any-version         compare with whatever versions of the others are there
+  --tools FOLDER        where the others' programs are (default target/bench/tools)
+  --list                says what subjects and cases there are
+  --instructions        instructions a packet instead, by valgrind; nothing else is measured";
+
+impl Options {
+    /// `words`: the command line without the program. Err: what is wrong with it.
+    pub fn parse(words: impl IntoIterator<Item = String>) -> Result<Self, String> {
+        let mut words = words.into_iter();
+        let (mut rounds, mut seconds, mut quick) = (None, None, false);
+        let mut options = Self {
+            rounds: 5,
+            seconds: 4,
+            pings: 1000,
+            subjects: Subject::ALL.to_vec(),
+            cases: Case::ALL.to_vec(),
+            out: "target/bench/tunnel".into(),
+            tools: "target/bench/tools".into(),
+            any_version: false,
+            list: false,
+            help: false,
+        };
+        while let Some(word) = words.next() {
+            let mut value = || words.next().ok_or_else(|| format!("{word} wants a value"));
+            match word.as_str() {
+                "--quick" => quick = true,
+                "--rounds" => rounds = Some(number(&word, &value()?, 100)?),
+                "--seconds" => seconds = Some(number(&word, &value()?, 600)?),
+                "--only" => options.subjects = chosen(&value()?, &Subject::ALL, Subject::name)?,
+                "--cases" => options.cases = chosen(&value()?, &Case::ALL, Case::name)?,
+                "--out" => options.out = value()?.into(),
+                "--tools" => options.tools = value()?.into(),
+                "--any-version" => options.any_version = true,
+                "--list" => options.list = true,
+                "--help" | "-h" => options.help = true,
+                _ => return Err(format!("{word} is no option\n\n{USAGE}")),
+            }
+        }
+        if quick {
+            (options.rounds, options.seconds, options.pings) = (2, 2, 500);
+        }
+        // What is said in numbers counts more than --quick, wherever it stands.
+        if let Some(rounds) = rounds {
+            options.rounds = usize::try_from(rounds).map_err(|_| "--rounds: too many".to_owned())?;
+        }
+        if let Some(seconds) = seconds {
+            options.seconds = seconds;
+        }
+        Ok(options)
+    }
+}
+
+fn number(option: &str, word: &str, most: u64) -> Result<u64, String> {
+    let parsed = word.parse::<u64>().ok().filter(|number| (1..=most).contains(number));
+    parsed.ok_or_else(|| format!("{option} takes a number from 1 to {most}, and not {word:?}"))
+}
+
+/// Those of `all` whose names stand in `words`, in the order of `all`.
+fn chosen<T: Copy>(words: &str, all: &[T], name: fn(T) -> &'static str) -> Result<Vec<T>, String> {
+    let wanted: Vec<&str> = words.split(',').map(str::trim).filter(|word| !word.is_empty()).collect();
+    let unknown = wanted.iter().find(|word| all.iter().all(|one| name(*one) != **word));
+    if let Some(word) = unknown {
+        let names: Vec<&str> = all.iter().map(|one| name(*one)).collect();
+        return Err(format!("{word:?} is none of {}", names.join(", ")));
+    }
+    if wanted.is_empty() {
+        return Err("nothing is named".to_owned());
+    }
+    Ok(all.iter().copied().filter(|one| wanted.contains(&name(*one))).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Options, String> {
+        Options::parse(line.split_whitespace().map(str::to_owned))
+    }
+
+    #[test]
+    fn defaults_are_five_rounds_of_everything() {
+        let options = parse("").expect("nothing wrong");
+        assert_eq!((options.rounds, options.seconds), (5, 4));
+        assert_eq!((options.subjects.len(), options.cases.len()), (Subject::ALL.len(), Case::ALL.len()));
+    }
+
+    #[test]
+    fn numbers_count_more_than_quick() {
+        let options = parse("--rounds 3 --quick").expect("nothing wrong");
+        assert_eq!((options.rounds, options.seconds, options.pings), (3, 2, 500));
+    }
+
+    #[test]
+    fn a_choice_keeps_the_order_of_the_bench() {
+        let options = parse("--only wireguard-go,skyway-1 --cases udp64,tcp1").expect("nothing wrong");
+        assert_eq!(options.subjects, [Subject::Skyway1, Subject::WireguardGo]);
+        assert_eq!(options.cases, [Case::Tcp1, Case::Udp64]);
+    }
+
+    #[test]
+    fn mistakes_are_told() {
+        for (line, part) in [
+            ("--only skyway", "\"skyway\" is none of skyway-1"),
+            ("--cases ,", "nothing is named"),
+            ("--rounds 0", "from 1 to 100"),
+            ("--seconds x", "from 1 to 600"),
+            ("--out", "--out wants a value"),
+            ("--fast", "--fast is no option"),
+        ] {
+            let error = parse(line).expect_err(line);
+            assert!(error.contains(part), "{line}: {error}");
+        }
+    }
+}

@@ -1,0 +1,837 @@
+//! Which of a peer's endpoints is active: probes, misses, failover and fail-back.
+//!
+//! The peer's state does not show that a path has died: WireGuard notices after 15 to 20 s, and only if there is
+//! traffic. So the active endpoint is probed through the tunnel every `every`, and `misses` in a row move the peer to
+//! the next endpoint (900 ms with the usual 300 ms and 3).
+//!
+//! ```text
+//!   no session ──session_started──► Probing ◄───────────────────────────────────────┐
+//!       ▲                             │  every `every`: Probe                       │
+//!       └───── session_ended ─────────┤  answered since the last one: misses = 0    │
+//!            (from anywhere)          │  else, once anything was answered: misses+1 │
+//!                                     ▼                                             │
+//!                    window missed: Move to the next endpoint, Ask for a handshake ─┤
+//!                                     after a full cycle without an answer the      │
+//!                                     window doubles, up to 10 s                    │
+//!                                                                                   │
+//!   active is not the first, it answers, hold-down over                             │
+//!       ──► Trial of each better endpoint, the first one first:                     │
+//!             three TrialProbes, one per `every`, while data stays where it is      │
+//!             all three answered: Back ─────────────────────────────────────────────┤
+//!             one not answered in time: the next better one, else hold down again ──┘
+//! ```
+//!
+//! Details that matter:
+//! - **A far end that never answers echoes moves nothing**: misses count only after one answer since the session began.
+//! - **An answer counts for the path it was asked on.** What was sent before a move says nothing about where we are now.
+//! - **Ask** goes with each missed window, also with a single endpoint: the far side may have restarted, and then its
+//!   answer to an initiation is the quickest news. As the window doubles, a dead far end is asked every 10 s at most.
+//! - **Standbys are probed in a trial only**: an authenticated datagram makes the other end roam. The same goes for us:
+//!   the answer to a trial probe may come from the endpoint on trial, and after a move late datagrams come from the one
+//!   just left. [`Failover::may_follow`] says which the peer must not follow.
+//! - **Flaps are damped**: the first failover within ten hold-downs after a fail-back doubles the hold-down, up to
+//!   10 min; an hour without failover restores it. Only the first counts: one outage that goes round all endpoints is
+//!   one flap.
+//! - **A roamed address** is probed like an endpoint; there is no trial while it stands, and a missed window leads back
+//!   to endpoint 0.
+//!
+//! Left out: what a probe looks like (`probe`), addresses, and the clock. Nothing here allocates.
+
+use std::time::{Duration, Instant};
+
+/// Probes that may be under way at once; an answer later than that many intervals is not known any more.
+const OUTSTANDING: usize = 64;
+/// An interval of zero would never let `handle_timeout` come to an end.
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(1);
+/// The longest that a window grows to while nothing answers.
+const LONGEST_WINDOW: Duration = Duration::from_secs(10);
+/// Answers to trial probes that lead back. More would find more loss, and take longer.
+const TRIAL_PROBES: usize = 3;
+/// The least time in which a trial probe must be answered: a better path may well be a slower one.
+const TRIAL_PATIENCE: Duration = Duration::from_secs(1);
+/// A failover within this many hold-downs after a fail-back is a flap.
+const FLAP_HOLD_DOWNS: u32 = 10;
+const LONGEST_HOLD_DOWN: Duration = Duration::from_secs(600);
+/// Without failover for this long, the hold-down is what was configured.
+const CALM: Duration = Duration::from_secs(3600);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FailoverSettings {
+    pub(crate) every: Duration,
+    /// Probes in a row that must fail before the endpoint counts as dead; 0 is taken for 1.
+    pub(crate) misses: u32,
+    /// How long a better endpoint is left alone after a move.
+    pub(crate) hold_down: Duration,
+}
+
+/// What the peer shall do now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// Send an echo to where the peer is reached: `endpoint`, or the address that it roamed to.
+    Probe { endpoint: usize, sequence: u16 },
+    /// Send an echo by `endpoint`, which is not the active one; data stays where it is.
+    TrialProbe { endpoint: usize, sequence: u16 },
+    /// The active endpoint is dead: everything goes to this one.
+    Move { to: usize },
+    /// A better endpoint works again: everything goes to this one.
+    Back { to: usize },
+    /// Send a handshake initiation to the active endpoint.
+    Ask,
+}
+
+/// Probes in numbers. `sent` and `answered` are those of active endpoints, without trials.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct ProbeStats {
+    /// Smoothed over about eight answers (RFC 6298 §2), of the path that is in use now.
+    pub(crate) rtt: Option<Duration>,
+    pub(crate) sent: u64,
+    pub(crate) answered: u64,
+    /// In a row, in this window.
+    pub(crate) misses: u32,
+    /// A whole window was missed, and nothing was answered since.
+    pub(crate) silent: bool,
+    /// Moves and ways back, by our own verdict.
+    pub(crate) switches: u64,
+    pub(crate) on_trial: Option<usize>,
+    /// No better endpoint is tried before this; none if the first endpoint is active.
+    pub(crate) hold_down_until: Option<Instant>,
+}
+
+/// Which endpoint is active. Knows endpoints by index only, in order of preference.
+#[derive(Debug)]
+pub(crate) struct Failover {
+    settings: FailoverSettings,
+    /// What the hold-down has grown to.
+    hold_down: Duration,
+    endpoints: usize,
+    active: usize,
+    roamed: bool,
+    session: bool,
+    /// Something was answered since the session began.
+    heard: bool,
+    next_probe: Instant,
+    sequence: u16,
+    /// Changes with the path: an answer counts for the path that its probe took.
+    path: u64,
+    /// By sequence number modulo `OUTSTANDING`.
+    outstanding: [Option<Sent>; OUTSTANDING],
+    /// A probe was sent on this path that the next one will judge.
+    waiting: bool,
+    /// The path has answered since the last probe.
+    answered_since: bool,
+    /// The path has answered at all.
+    answers: bool,
+    misses: u32,
+    /// Windows missed in this cycle, and cycles in a row: both without any answer.
+    missed_windows: usize,
+    missed_cycles: u32,
+    ask: bool,
+    trial: Option<Trial>,
+    hold_down_until: Option<Instant>,
+    /// The endpoint that we left by our own verdict, not to be followed until then.
+    left: Option<(usize, Instant)>,
+    last_back: Option<Instant>,
+    last_move: Option<Instant>,
+    rtt: Option<Duration>,
+    sent: u64,
+    answered: u64,
+    switches: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Sent {
+    sequence: u16,
+    at: Instant,
+    path: u64,
+}
+
+/// A better endpoint and the probes it was sent.
+#[derive(Debug, Clone, Copy)]
+struct Trial {
+    endpoint: usize,
+    probes: [Option<TrialProbe>; TRIAL_PROBES],
+    next: Instant,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct TrialProbe {
+    sequence: u16,
+    at: Instant,
+    answered: Option<Instant>,
+}
+
+impl Failover {
+    pub(crate) const fn new(settings: FailoverSettings, now: Instant) -> Self {
+        Self {
+            settings,
+            hold_down: settings.hold_down,
+            endpoints: 0,
+            active: 0,
+            roamed: false,
+            session: false,
+            heard: false,
+            next_probe: now,
+            sequence: 0,
+            path: 0,
+            outstanding: [None; OUTSTANDING],
+            waiting: false,
+            answered_since: false,
+            answers: false,
+            misses: 0,
+            missed_windows: 0,
+            missed_cycles: 0,
+            ask: false,
+            trial: None,
+            hold_down_until: None,
+            left: None,
+            last_back: None,
+            last_move: None,
+            rtt: None,
+            sent: 0,
+            answered: 0,
+            switches: 0,
+        }
+    }
+
+    /// Takes edited settings; what is known of the endpoints stays.
+    pub(crate) fn set_settings(&mut self, settings: FailoverSettings) {
+        if self.settings.hold_down != settings.hold_down {
+            self.hold_down = settings.hold_down;
+        }
+        self.settings = settings;
+    }
+
+    /// The list of endpoints is another one: `count` of them, `active` in use from now on.
+    pub(crate) fn set_endpoints(&mut self, count: usize, active: usize, now: Instant) {
+        self.endpoints = count;
+        self.left = None;
+        self.forget_misses();
+        self.use_endpoint(active.min(count.saturating_sub(1)), now);
+    }
+
+    /// The peer is reached by the endpoint `to` from now on, and that was not our verdict: the far side moved, or
+    /// handshakes went unanswered. Nothing happens if it is the active one already.
+    pub(crate) fn followed(&mut self, to: usize, now: Instant) {
+        if to < self.endpoints && (to != self.active || self.roamed) {
+            self.use_endpoint(to, now);
+        }
+    }
+
+    /// The peer roamed to an address that is none of the endpoints.
+    pub(crate) fn roamed(&mut self) {
+        if !self.roamed {
+            self.start_path();
+            self.roamed = true;
+            self.hold_down_until = None;
+        }
+    }
+
+    /// A session stands. Nothing happens if one stood already: a renewed session is no new beginning.
+    pub(crate) fn session_started(&mut self, now: Instant) {
+        if self.session {
+            return;
+        }
+        self.session = true;
+        self.heard = false;
+        self.forget_misses();
+        self.start_path();
+        self.hold_down(now);
+        self.next_probe = now;
+    }
+
+    /// No session stands: nothing can be probed.
+    pub(crate) fn session_ended(&mut self) {
+        self.session = false;
+        self.ask = false;
+        self.start_path();
+        self.hold_down_until = None;
+    }
+
+    /// Whether the peer may follow an authenticated datagram that came from the endpoint of this index.
+    ///
+    /// Not to the one on trial, whose answers are no reason to move data, and not within one window to the one that was
+    /// just left, whose datagrams were on their way. A handshake initiation may always be followed.
+    pub(crate) fn may_follow(&self, endpoint: usize, now: Instant) -> bool {
+        let on_trial = self.trial.is_some_and(|trial| trial.endpoint == endpoint);
+        let just_left = self.left.is_some_and(|(left, until)| left == endpoint && now < until);
+        !on_trial && !just_left
+    }
+
+    /// The next thing to do; to be called until there is none.
+    pub(crate) fn handle_timeout(&mut self, now: Instant) -> Option<Action> {
+        if !self.session {
+            return None;
+        }
+        if self.last_move.is_some_and(|at| now.saturating_duration_since(at) >= CALM) {
+            self.hold_down = self.settings.hold_down;
+        }
+        if std::mem::take(&mut self.ask) {
+            return Some(Action::Ask);
+        }
+        if let Some(trial) = self.trial
+            && trial.won().is_some()
+        {
+            return Some(self.back(trial.endpoint, now));
+        }
+        if now >= self.next_probe {
+            if std::mem::take(&mut self.waiting) && !self.answered_since && self.heard {
+                self.misses += 1;
+                if self.misses >= self.window() {
+                    return Some(self.fail_over(now));
+                }
+            }
+            return Some(self.probe(now));
+        }
+        self.handle_trial(now)
+    }
+
+    /// An echo came back that `probe::Echo` recognised. Returns its round-trip time, or None if no probe with this
+    /// sequence number is outstanding (answered already, or long ago).
+    pub(crate) fn handle_answer(&mut self, sequence: u16, now: Instant) -> Option<Duration> {
+        if let Some(probe) = self.trial.as_mut().and_then(|trial| trial.probe(sequence)) {
+            if probe.answered.is_some() {
+                return None;
+            }
+            probe.answered = Some(now);
+            return Some(now.saturating_duration_since(probe.at));
+        }
+        let sent = self.outstanding.get_mut(place(sequence))?.take_if(|sent| sent.sequence == sequence)?;
+        let rtt = now.saturating_duration_since(sent.at);
+        self.answered += 1;
+        if sent.path == self.path {
+            self.heard = true;
+            self.answers = true;
+            self.answered_since = true;
+            self.forget_misses();
+            self.rtt = Some(self.rtt.map_or(rtt, |smoothed| (smoothed * 7 + rtt) / 8));
+        }
+        Some(rtt)
+    }
+
+    /// The moment at which `handle_timeout` has something to do; None without a session.
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        if !self.session {
+            return None;
+        }
+        let trial = match &self.trial {
+            Some(trial) => trial.won().or_else(|| trial.due(self.trial_patience())),
+            None => self.hold_down_until.filter(|_| self.may_try()),
+        };
+        Some(trial.map_or(self.next_probe, |trial| trial.min(self.next_probe)))
+    }
+
+    pub(crate) fn snapshot(&self) -> ProbeStats {
+        ProbeStats {
+            rtt: self.rtt,
+            sent: self.sent,
+            answered: self.answered,
+            misses: self.misses,
+            silent: self.session && (self.missed_windows > 0 || self.missed_cycles > 0),
+            switches: self.switches,
+            on_trial: self.trial.map(|trial| trial.endpoint),
+            hold_down_until: self.hold_down_until,
+        }
+    }
+
+    /// How many misses in a row make a verdict: as configured, doubled for each cycle without any answer as long as
+    /// that takes no more than `LONGEST_WINDOW`.
+    fn window(&self) -> u32 {
+        let misses = self.settings.misses.max(1);
+        let longest = LONGEST_WINDOW.as_millis() / self.settings.every.as_millis().max(1);
+        let longest = u32::try_from(longest).unwrap_or(u32::MAX);
+        misses.saturating_mul(1 << self.missed_cycles.min(16)).min(longest.max(misses))
+    }
+
+    fn probe(&mut self, now: Instant) -> Action {
+        let sequence = self.next_sequence();
+        if let Some(place) = self.outstanding.get_mut(place(sequence)) {
+            *place = Some(Sent { sequence, at: now, path: self.path });
+        }
+        self.sent += 1;
+        self.waiting = true;
+        self.answered_since = false;
+        // From now, not from when it was due: after a pause there is no burst, and no answer is expected too soon.
+        self.next_probe = now + self.settings.every.max(SHORTEST_INTERVAL);
+        Action::Probe { endpoint: self.active, sequence }
+    }
+
+    /// A window was missed. The next call asks for a handshake, the one after it probes the new path at once.
+    fn fail_over(&mut self, now: Instant) -> Action {
+        self.misses = 0;
+        self.missed_windows += 1;
+        if self.missed_windows >= self.endpoints.max(1) {
+            self.missed_windows = 0;
+            self.missed_cycles = self.missed_cycles.saturating_add(1);
+        }
+        let to = if self.roamed { 0 } else { (self.active + 1) % self.endpoints.max(1) };
+        if self.endpoints == 0 || (to == self.active && !self.roamed) {
+            return Action::Ask;
+        }
+        self.ask = true;
+        if self.last_back.take().is_some_and(|back| now.saturating_duration_since(back) <= self.hold_down * FLAP_HOLD_DOWNS) {
+            self.hold_down = (self.hold_down * 2).min(LONGEST_HOLD_DOWN.max(self.settings.hold_down));
+        }
+        self.last_move = Some(now);
+        self.leave(now);
+        self.use_endpoint(to, now);
+        Action::Move { to }
+    }
+
+    /// The better endpoint `to` has won its trial.
+    fn back(&mut self, to: usize, now: Instant) -> Action {
+        self.last_back = Some(now);
+        self.leave(now);
+        self.forget_misses();
+        self.use_endpoint(to, now);
+        self.next_probe = now;
+        Action::Back { to }
+    }
+
+    /// Counts a switch by our own verdict, away from the active endpoint.
+    fn leave(&mut self, now: Instant) {
+        self.switches += 1;
+        self.left = (!self.roamed).then(|| (self.active, now + self.settings.every * self.settings.misses.max(1)));
+    }
+
+    fn use_endpoint(&mut self, to: usize, now: Instant) {
+        self.start_path();
+        self.active = to;
+        self.roamed = false;
+        self.hold_down(now);
+    }
+
+    /// Whatever was sent so far went another way.
+    fn start_path(&mut self) {
+        self.path += 1;
+        self.waiting = false;
+        self.answered_since = false;
+        self.answers = false;
+        self.misses = 0;
+        self.rtt = None;
+        self.trial = None;
+    }
+
+    fn forget_misses(&mut self) {
+        self.misses = 0;
+        self.missed_windows = 0;
+        self.missed_cycles = 0;
+    }
+
+    fn hold_down(&mut self, now: Instant) {
+        self.hold_down_until = (self.active != 0 && !self.roamed).then(|| now + self.hold_down);
+    }
+
+    /// There is a better endpoint, and the active one works, so that there is no hurry.
+    const fn may_try(&self) -> bool {
+        self.active != 0 && !self.roamed && self.answers && self.misses == 0
+    }
+
+    fn trial_patience(&self) -> Duration {
+        (self.settings.every * self.settings.misses.max(1)).max(TRIAL_PATIENCE)
+    }
+
+    fn handle_trial(&mut self, now: Instant) -> Option<Action> {
+        let patience = self.trial_patience();
+        let endpoint = match &self.trial {
+            Some(trial) if trial.lost(patience, now) => trial.endpoint + 1,
+            Some(trial) => trial.endpoint,
+            None if self.may_try() && self.hold_down_until.is_some_and(|until| now >= until) => 0,
+            None => return None,
+        };
+        if endpoint >= self.active {
+            self.trial = None;
+            self.hold_down(now);
+            return None;
+        }
+        if self.trial.is_none_or(|trial| trial.endpoint != endpoint) {
+            self.trial = Some(Trial { endpoint, probes: [None; TRIAL_PROBES], next: now });
+        }
+        if self.trial.is_none_or(|trial| !trial.may_send(now)) {
+            return None;
+        }
+        let sequence = self.next_sequence();
+        let every = self.settings.every;
+        let trial = self.trial.as_mut()?;
+        let place = trial.probes.iter_mut().find(|probe| probe.is_none())?;
+        *place = Some(TrialProbe { sequence, at: now, answered: None });
+        trial.next = now + every;
+        Some(Action::TrialProbe { endpoint, sequence })
+    }
+
+    const fn next_sequence(&mut self) -> u16 {
+        self.sequence = self.sequence.wrapping_add(1);
+        self.sequence
+    }
+}
+
+impl Trial {
+    fn probe(&mut self, sequence: u16) -> Option<&mut TrialProbe> {
+        self.probes.iter_mut().flatten().find(|probe| probe.sequence == sequence)
+    }
+
+    /// When the last answer came, if all probes are sent and answered.
+    fn won(&self) -> Option<Instant> {
+        let mut last: Option<Instant> = None;
+        for probe in self.probes {
+            last = last.max(Some(probe?.answered?));
+        }
+        last
+    }
+
+    fn lost(&self, patience: Duration, now: Instant) -> bool {
+        self.oldest_unanswered().is_some_and(|at| now >= at + patience)
+    }
+
+    fn may_send(&self, now: Instant) -> bool {
+        now >= self.next && self.probes.iter().any(Option::is_none)
+    }
+
+    /// When there is something to send or to give up.
+    fn due(&self, patience: Duration) -> Option<Instant> {
+        let send = self.probes.iter().any(Option::is_none).then_some(self.next);
+        let lost = self.oldest_unanswered().map(|at| at + patience);
+        send.into_iter().chain(lost).min()
+    }
+
+    fn oldest_unanswered(&self) -> Option<Instant> {
+        self.probes.iter().flatten().filter(|probe| probe.answered.is_none()).map(|probe| probe.at).min()
+    }
+}
+
+fn place(sequence: u16) -> usize {
+    usize::from(sequence) % OUTSTANDING
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_far_end_that_never_answers_moves_nothing() {
+        let mut world = World::new(2);
+        world.works = [false; 3];
+        world.run(60_000);
+        assert!(world.log.is_empty(), "{:?}", world.log);
+        assert_eq!((world.failover.snapshot().sent, world.failover.snapshot().misses), (201, 0));
+    }
+
+    #[test]
+    fn a_dead_endpoint_is_left_after_its_misses_and_a_handshake_asked_for() {
+        let mut world = World::new(2);
+        world.run(3_050);
+        world.works[0] = false;
+        world.run(1_100);
+        assert!(world.log.is_empty());
+        world.run(100);
+        // The probe at 3300 is the first that is lost; the one due at 4200 is sent elsewhere.
+        assert_eq!(world.log, [(4_200, Action::Move { to: 1 }), (4_200, Action::Ask)]);
+    }
+
+    #[test]
+    fn answers_slower_than_the_interval_are_no_misses() {
+        let mut world = World::new(2);
+        world.rtt_ms = 800;
+        world.run(30_000);
+        assert!(world.log.is_empty(), "{:?}", world.log);
+        assert_eq!(world.failover.snapshot().rtt, Some(Duration::from_millis(800)));
+    }
+
+    #[test]
+    fn answers_on_the_new_path_keep_it_and_late_ones_from_the_old_do_not() {
+        let start = Instant::now();
+        let mut failover = new(2, start);
+        let first = probes(&mut failover, start);
+        assert_eq!(failover.handle_answer(first[0], start), Some(Duration::ZERO));
+        let mut old = Vec::new();
+        for step in 1..=4 {
+            old = [old, probes(&mut failover, start + MS * 300 * step)].concat();
+        }
+        assert_eq!((failover.active, failover.path_answers()), (1, false), "moved");
+        let (late, now) = (old[1], start + MS * 1_250);
+        assert!(failover.handle_answer(late, now).is_some(), "known");
+        assert!(!failover.path_answers(), "but it says nothing about the new path");
+        assert_eq!(failover.handle_answer(late, now), None, "once only");
+        assert!(failover.handle_answer(*old.last().expect("sent"), now).is_some());
+        assert!(failover.path_answers());
+    }
+
+    #[test]
+    fn a_single_endpoint_is_never_left_and_handshakes_are_asked_for_ever_more_slowly() {
+        let mut world = World::new(1);
+        world.run(3_050);
+        world.works = [false; 3];
+        world.run(60_000);
+        let at: Vec<u64> = world.log.iter().map(|(at, _)| *at).collect();
+        assert!(world.log.iter().all(|(_, action)| *action == Action::Ask));
+        // Windows of 3, 6, 12, 24 and then 33 probes: 9.9 s, as 10 s would be a third of a probe more.
+        assert_eq!(at, [4_200, 6_000, 9_600, 16_800, 26_700, 36_600, 46_500, 56_400]);
+        world.works = [true; 3];
+        world.run(3_000);
+        assert_eq!(world.failover.snapshot().misses, 0);
+        world.works = [false; 3];
+        let before = world.log.len();
+        world.run(1_500);
+        assert_eq!(world.log.len(), before + 1, "an answer makes the window short again");
+    }
+
+    #[test]
+    fn the_window_doubles_after_each_full_cycle() {
+        let mut world = World::new(3);
+        world.run(3_050);
+        world.works = [false; 3];
+        world.run(12_000);
+        let moves: Vec<(u64, usize)> = world.moves();
+        assert_eq!(moves, [(4_200, 1), (5_100, 2), (6_000, 0), (7_800, 1), (9_600, 2), (11_400, 0), (15_000, 1)]);
+    }
+
+    #[test]
+    fn goes_back_after_the_hold_down_when_three_trial_probes_are_answered() {
+        let mut world = World::new(2);
+        world.run(3_050);
+        world.works[0] = false;
+        world.run(5_000);
+        world.works[0] = true;
+        world.run(40_000);
+        // Moved at 4200, held down for 30 s, then three probes 300 ms apart and the last one's answer.
+        let back = world.log.last().copied().expect("an action");
+        assert!(matches!(back, (34_840..=34_860, Action::Back { to: 0 })), "{back:?}");
+        assert_eq!(world.trials, [34_200, 34_500, 34_800].map(|at| (at, 0)));
+        assert_eq!(world.failover.snapshot().switches, 2);
+        assert_eq!(world.failover.snapshot().hold_down_until, None);
+    }
+
+    #[test]
+    fn a_missed_trial_tries_the_next_better_endpoint_then_waits_for_the_hold_down() {
+        let mut world = World::new(3);
+        world.failover.set_endpoints(3, 2, world.start);
+        world.works = [false, false, true];
+        world.run(70_000);
+        assert!(world.log.is_empty(), "{:?}", world.log);
+        let starts: Vec<(u64, usize)> = world.trials.iter().copied().filter(|(at, _)| world.is_first_of_trial(*at)).collect();
+        // Each fails a second after its first probe, after which the hold-down runs anew.
+        assert_eq!(starts, [(30_000, 0), (31_000, 1), (62_000, 0), (63_000, 1)]);
+        world.works[1] = true;
+        world.run(40_000);
+        assert_eq!(world.log.last().map(|(_, action)| *action), Some(Action::Back { to: 1 }));
+        assert!(world.failover.snapshot().hold_down_until.is_some(), "0 is still better");
+    }
+
+    #[test]
+    fn nobody_tries_a_better_endpoint_while_the_active_one_is_silent() {
+        let mut world = World::new(2);
+        world.failover.set_endpoints(2, 1, world.start);
+        world.works = [true, false, false];
+        world.run(40_000);
+        assert_eq!((world.trials.len(), world.log.len()), (0, 0));
+    }
+
+    #[test]
+    fn a_flap_doubles_the_hold_down_once_and_a_calm_hour_restores_it() {
+        let mut world = World::new(2);
+        world.run(1_000);
+        world.flap();
+        assert_eq!(world.failover.hold_down, HOLD_DOWN, "the first failover follows no fail-back");
+        world.flap();
+        assert_eq!(world.failover.hold_down, HOLD_DOWN * 2);
+        world.works = [false; 3];
+        world.run(20_000);
+        assert_eq!(world.failover.hold_down, HOLD_DOWN * 4, "one outage is one flap, however many moves");
+        world.works = [true; 3];
+        for _ in 0..6 {
+            world.run(1_300_000);
+            world.flap();
+        }
+        assert_eq!(world.failover.hold_down, LONGEST_HOLD_DOWN);
+        world.run(3_700_000);
+        assert_eq!(world.failover.hold_down, HOLD_DOWN);
+    }
+
+    #[test]
+    fn a_roamed_peer_is_probed_and_goes_back_to_the_first_endpoint_when_it_is_lost() {
+        let mut world = World::new(2);
+        world.run(1_000);
+        world.failover.followed(1, world.now());
+        world.failover.roamed();
+        world.run(40_000);
+        assert_eq!((world.log.len(), world.trials.len()), (0, 0), "the roamed address stands");
+        world.works = [true, false, false];
+        world.run(2_000);
+        assert_eq!(world.moves().iter().map(|(_, to)| *to).collect::<Vec<_>>(), [0]);
+    }
+
+    #[test]
+    fn neither_the_endpoint_on_trial_nor_the_one_just_left_is_followed() {
+        let mut world = World::new(2);
+        world.run(3_050);
+        world.works[0] = false;
+        world.run(1_200);
+        assert_eq!(world.moves().len(), 1);
+        assert!(!world.failover.may_follow(0, world.now()), "just left");
+        assert!(world.failover.may_follow(1, world.now()));
+        world.run(1_000);
+        assert!(world.failover.may_follow(0, world.now()), "the far side insists");
+        world.run(29_500);
+        assert_eq!(world.failover.snapshot().on_trial, Some(0));
+        assert!(!world.failover.may_follow(0, world.now()), "on trial");
+    }
+
+    #[test]
+    fn following_the_far_side_is_no_switch_and_holds_down() {
+        let mut world = World::new(2);
+        world.run(1_000);
+        world.failover.followed(1, world.now());
+        world.failover.followed(7, world.now());
+        world.run(20_000);
+        let stats = world.failover.snapshot();
+        assert_eq!((stats.switches, stats.hold_down_until), (0, Some(world.start + MS * 1_000 + HOLD_DOWN)));
+        assert_eq!(world.failover.active, 1);
+    }
+
+    #[test]
+    fn without_a_session_nothing_is_sent_and_a_new_one_begins_afresh() {
+        let mut world = World::new(2);
+        world.run(3_000);
+        world.failover.session_ended();
+        assert_eq!((world.failover.poll_timeout(), world.failover.handle_timeout(world.now() + HOLD_DOWN)), (None, None));
+        world.works = [false; 3];
+        world.failover.session_started(world.now());
+        world.run(20_000);
+        assert!(world.log.is_empty(), "nothing was answered since the session began");
+    }
+
+    #[test]
+    fn a_pause_of_the_whole_process_is_one_miss_at_most() {
+        let start = Instant::now();
+        let mut failover = new(2, start);
+        let first = probes(&mut failover, start);
+        failover.handle_answer(first[0], start);
+        probes(&mut failover, start + MS * 300);
+        assert_eq!(probes(&mut failover, start + MS * 200_000).len(), 1);
+        assert_eq!((failover.snapshot().misses, failover.active), (1, 0));
+    }
+
+    const MS: Duration = Duration::from_millis(1);
+    const HOLD_DOWN: Duration = Duration::from_secs(30);
+
+    impl Failover {
+        const fn path_answers(&self) -> bool {
+            self.answers
+        }
+    }
+
+    /// A peer with a session, 300 ms, 3 misses, and 30 s of hold-down.
+    fn new(endpoints: usize, now: Instant) -> Failover {
+        let mut failover = Failover::new(FailoverSettings { every: MS * 300, misses: 3, hold_down: HOLD_DOWN }, now);
+        failover.set_endpoints(endpoints, 0, now);
+        failover.session_started(now);
+        failover
+    }
+
+    /// The sequence numbers of the probes that are due.
+    fn probes(failover: &mut Failover, now: Instant) -> Vec<u16> {
+        let mut sequences = Vec::new();
+        while let Some(action) = failover.handle_timeout(now) {
+            if let Action::Probe { sequence, .. } = action {
+                sequences.push(sequence);
+            }
+        }
+        sequences
+    }
+
+    /// A far end that answers what comes by the endpoints that work, in virtual time of 10 ms steps.
+    struct World {
+        failover: Failover,
+        start: Instant,
+        now_ms: u64,
+        works: [bool; 3],
+        rtt_ms: u64,
+        answers: Vec<(u64, u16)>,
+        /// Everything but probes, with the time in ms.
+        log: Vec<(u64, Action)>,
+        /// Trial probes: time in ms and endpoint.
+        trials: Vec<(u64, usize)>,
+    }
+
+    impl World {
+        fn new(endpoints: usize) -> Self {
+            let start = Instant::now();
+            let failover = new(endpoints, start);
+            Self { failover, start, now_ms: 0, works: [true; 3], rtt_ms: 50, answers: Vec::new(), log: Vec::new(), trials: Vec::new() }
+        }
+
+        fn now(&self) -> Instant {
+            self.start + Duration::from_millis(self.now_ms)
+        }
+
+        /// Lets `ms` pass, the present moment and the last one included.
+        fn run(&mut self, ms: u64) {
+            let end = self.now_ms + ms;
+            loop {
+                self.step();
+                if self.now_ms >= end {
+                    return;
+                }
+                self.now_ms += 10;
+            }
+        }
+
+        fn step(&mut self) {
+            let now = self.now();
+            let due: Vec<u16> = self.answers.iter().filter(|(at, _)| *at <= self.now_ms).map(|(_, sequence)| *sequence).collect();
+            self.answers.retain(|(at, _)| *at > self.now_ms);
+            for sequence in due {
+                self.failover.handle_answer(sequence, now);
+            }
+            let announced = self.failover.poll_timeout().is_some_and(|at| at <= now);
+            let mut acted = false;
+            while let Some(action) = self.failover.handle_timeout(now) {
+                acted = true;
+                match action {
+                    Action::Probe { endpoint, sequence } => self.send(endpoint, sequence),
+                    Action::TrialProbe { endpoint, sequence } => {
+                        self.trials.push((self.now_ms, endpoint));
+                        self.send(endpoint, sequence);
+                    }
+                    Action::Move { .. } | Action::Back { .. } | Action::Ask => self.log.push((self.now_ms, action)),
+                }
+            }
+            assert!(announced || !acted, "poll_timeout had not said so");
+            assert!(self.failover.poll_timeout().is_none_or(|at| at > now), "poll_timeout wants what handle_timeout does not do");
+        }
+
+        fn send(&mut self, endpoint: usize, sequence: u16) {
+            if self.works[endpoint] {
+                self.answers.push((self.now_ms + self.rtt_ms, sequence));
+            }
+        }
+
+        /// Endpoint 0 goes, and comes back: one failover and one fail-back.
+        fn flap(&mut self) {
+            self.works[0] = false;
+            self.run(3_000);
+            assert_eq!(self.failover.active, 1, "failed over");
+            self.works[0] = true;
+            while self.failover.active != 0 {
+                self.run(1_000);
+            }
+            self.run(1_000);
+        }
+
+        fn moves(&self) -> Vec<(u64, usize)> {
+            let moved = |(at, action): &(u64, Action)| match action {
+                Action::Move { to } => Some((*at, *to)),
+                Action::Probe { .. } | Action::TrialProbe { .. } | Action::Back { .. } | Action::Ask => None,
+            };
+            self.log.iter().filter_map(moved).collect()
+        }
+
+        /// The trial probe sent at `at` is the first by its endpoint.
+        fn is_first_of_trial(&self, at: u64) -> bool {
+            let place = self.trials.iter().position(|(sent, _)| *sent == at);
+            place.is_some_and(|place| {
+                let before = place.checked_sub(1).and_then(|before| self.trials.get(before));
+                before.is_none_or(|(_, endpoint)| *endpoint != self.trials[place].1)
+            })
+        }
+    }
+}
