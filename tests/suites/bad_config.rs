@@ -117,7 +117,7 @@ fn keys_and_prefixes_that_cannot_be_right_are_refused() {
         ("its own key as a peer", alone.peer_key.as_str(), own.clone(), "this gateway's own public key"),
         ("a low-order key", alone.peer_key.as_str(), low_order, "low-order key"),
         ("no key at all", alone.peer_key.as_str(), "tomorrow".into(), "not a WireGuard key"),
-        ("one key twice", "    peers:\n", second_peer(&alone.peer_key, "10.21.0.0/16"), "two peers have the same public key"),
+        ("one key twice", "    peers:\n", second_peer(&alone.peer_key, "10.21.0.0/16"), "the same public key twice"),
         ("one prefix twice", "    peers:\n", second_peer(&Keys::generate().public, "10.20.0.0/16"), "already allowed for peer vnet-b"),
         ("overlapping addresses", "tunnels:\n", second_tunnel, "overlaps"),
     ] {

@@ -80,7 +80,7 @@ fn messages_that_only_look_right_are_told_apart() {
     };
     for (what, shape, reason) in [
         ("an initiation for nobody", INITIATION, DropReason::BadMac1),
-        ("a response for nobody", RESPONSE, DropReason::BadMac1),
+        ("a response for nobody", RESPONSE, DropReason::UnknownIndex),
         ("a cookie that nobody asked for", COOKIE_REPLY, DropReason::UnknownIndex),
         ("data of no session", DATA, DropReason::UnknownIndex),
         ("an unknown message", (5, 148), DropReason::Malformed),
@@ -130,8 +130,8 @@ fn a_replay_is_dropped_and_moves_no_endpoint() {
     send_and_count(&pair.vnet, pair.vnet_udp, &elsewhere, &vec![changed; 20]);
     assert_eq!(pair.vnet.drops(DropReason::BadTag), before + 20);
 
-    // A handshake again: refused for its timestamp, or asked for a cookie if there are too many.
-    let refusals = |gateway: &Gateway| gateway.drops(DropReason::HandshakeReplay) + gateway.drops(DropReason::UnderLoad);
+    // A handshake again: refused for its timestamp, or because one sender asks too often.
+    let refusals = |gateway: &Gateway| gateway.drops(DropReason::HandshakeReplay) + gateway.drops(DropReason::TooManyHandshakes);
     let before = refusals(&pair.vnet);
     send_and_count(&pair.vnet, pair.vnet_udp, &elsewhere, &vec![initiations[0].clone(); 50]);
     assert_eq!(refusals(&pair.vnet), before + 50);

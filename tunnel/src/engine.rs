@@ -461,22 +461,10 @@ impl Engine {
 
     fn receive_initiation(&mut self, datagram: &[u8], arrival: Arrival, now: Instant, batch: &mut Batch) -> Result<(), DropReason> {
         let from = arrival.from;
-        let limiter = match self.gate.admit(from.ip(), now) {
-            Admission::Trusted => &*self.unlimited,
-            Admission::Stranger => &self.limiter,
-            Admission::TooMany => return Err(DropReason::TooManyHandshakes),
-        };
         let mut cookie = [0u8; 64];
-        let initiation = match limiter.verify_packet(Some(from.ip()), datagram, &mut cookie) {
+        // First that it is made for us, so that nobody who does not even know our key empties a peer's bucket.
+        let initiation = match self.unlimited.verify_packet(None, datagram, &mut cookie) {
             Ok(Packet::HandshakeInit(initiation)) => initiation,
-            Err(TunnResult::WriteToNetwork(cookie)) => {
-                let length = cookie.len();
-                if batch.has_room(length) {
-                    batch.space()[..length].copy_from_slice(cookie);
-                    batch.commit(length, Outer { endpoint: Endpoint { address: from, interface: None }, source: arrival.to, ecn: 0 });
-                }
-                return Err(DropReason::UnderLoad);
-            }
             Err(TunnResult::Err(WireGuardError::InvalidMac)) => {
                 self.addressed_to_other_key(from);
                 return Err(DropReason::BadMac1);
@@ -485,6 +473,20 @@ impl Engine {
                 return Err(DropReason::Malformed);
             }
         };
+        match self.gate.admit(from.ip(), now) {
+            Admission::Trusted => {}
+            Admission::TooMany => return Err(DropReason::TooManyHandshakes),
+            Admission::Stranger => {
+                if let Err(TunnResult::WriteToNetwork(cookie)) = self.limiter.verify_packet(Some(from.ip()), datagram, &mut cookie) {
+                    let length = cookie.len();
+                    if batch.has_room(length) {
+                        batch.space()[..length].copy_from_slice(cookie);
+                        batch.commit(length, Outer { endpoint: Endpoint { address: from, interface: None }, source: arrival.to, ecn: 0 });
+                    }
+                    return Err(DropReason::UnderLoad);
+                }
+            }
+        }
         if !batch.has_room(datagram.len()) {
             return Err(DropReason::BatchFull);
         }
@@ -577,7 +579,9 @@ impl Engine {
             return Some(result);
         }
         let key = peer.settings.public_key;
+        // A switch by the probes' verdict is told as such.
         if before.1 != after.1
+            && !peer.has_switched()
             && let Some(to) = after.1
         {
             self.report(Event::EndpointMoved { peer: key, from: before.1.map(|endpoint| endpoint.address), to: to.address });

@@ -269,6 +269,11 @@ impl Peer {
         self.path.poll_timeout()
     }
 
+    /// The newest of these events is a change of endpoint.
+    pub(crate) fn has_switched(&self) -> bool {
+        matches!(self.events.back(), Some(Event::Switched { .. }))
+    }
+
     /// What probes have brought about, oldest first.
     pub(crate) fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()

@@ -260,6 +260,9 @@ impl Running {
             let Self { engine, port, batch, coalescer, datagrams, .. } = self;
             let mut delivery = Delivery { port, now, refused: 0, refused_whole: None };
             for run in datagrams.runs() {
+                if run.bytes.is_empty() {
+                    engine.count(DropReason::Malformed);
+                }
                 for datagram in run.bytes.chunks(run.segment_bytes.max(1)) {
                     let plain = coalescer.space(datagram.len(), &mut |packet| delivery.write(packet));
                     match engine.handle_datagram(datagram, run.arrival, now, plain, batch) {
