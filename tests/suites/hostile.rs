@@ -56,9 +56,12 @@ fn a_message_that_was_recorded_has_no_effect_whatever_its_kind() {
             let dropped = side.refused();
             let sent = wire.impairment().replay(direction, Replay { times, at_most: 200, from, ..Replay::of_kind(kind) });
             assert!(sent > 0, "messages of kind {kind} were recorded");
-            // A cookie for the last handshake is a right one, however often it comes.
+            // A cookie for the last handshake is a right one, however often it comes. And the initiation that the recorded cookie
+            // brought forth found its sender's bucket empty: the first copy of it is late, and no replay.
+            let late = u64::from(kind == INITIATION);
             if kind != COOKIE {
-                wait_for("every one of them is counted", seconds(10), || side.refused() >= dropped + sent);
+                let what = format!("each of {sent} of kind {kind} from {from:?} is counted, beside {dropped}");
+                wait_for(&what, seconds(10), || side.refused() >= dropped + sent - late);
             }
         }
     }

@@ -24,7 +24,7 @@
 //! Details that matter:
 //! - **A far end that never answers echoes moves nothing**: misses count only after one answer since the session began.
 //! - **An answer counts for the path it was asked on.** What was sent before a move says nothing about where we are now.
-//! - **Ask** goes with each missed window, also with a single endpoint: the far side may have restarted, and then its
+//! - **Ask** goes one miss before the first verdict, and with each missed window, also with a single endpoint: the far side may have restarted, and then its
 //!   answer to an initiation is the quickest news. As the window doubles, a dead far end is asked every 10 s at most.
 //! - **Standbys are probed in a trial only**: an authenticated datagram makes the other end roam. The same goes for us:
 //!   the answer to a trial probe may come from the endpoint on trial, and after a move late datagrams come from the one
@@ -279,6 +279,8 @@ impl Failover {
                 if self.misses >= self.window() {
                     return Some(self.fail_over(now));
                 }
+                // One miss before the verdict: if the far side has restarted, its answer comes in time to change it.
+                self.ask |= self.misses + 1 == self.window() && self.missed_windows == 0 && self.missed_cycles == 0;
             }
             return Some(self.probe(now));
         }

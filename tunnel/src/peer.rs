@@ -442,7 +442,10 @@ impl Peer {
     pub(crate) fn receive_cookie(&mut self, datagram: &[u8], plain: &mut [u8], now: Instant, batch: &mut Batch) -> Result<(), DropReason> {
         match self.tunn.decapsulate(None, datagram, plain) {
             TunnResult::Done => {
-                self.initiate(true, now, batch);
+                // One that comes again when all is done is a replay.
+                if self.handshakes.unanswered > 0 {
+                    self.initiate(true, now, batch);
+                }
                 Ok(())
             }
             TunnResult::Err(_) | TunnResult::WriteToNetwork(_) | TunnResult::WriteToTunnelV4(..) | TunnResult::WriteToTunnelV6(..) => {
