@@ -52,7 +52,11 @@ pub(crate) async fn watch_endpoints(
                 }
             };
             match answer {
-                Ok(addresses) => drop(answers.insert(host, addresses)),
+                Ok(mut addresses) => {
+                    // Name servers rotate their answers, which is no change of preference.
+                    addresses.sort_unstable();
+                    answers.insert(host, addresses);
+                }
                 Err(error) => problems.push(format!("endpoint {host}: {error}")),
             }
         }

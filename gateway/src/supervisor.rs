@@ -510,6 +510,9 @@ fn prepare_tunnel(settings: &Settings, tunnel: &TunnelSettings) -> Result<Prepar
             Err(source) if needs_kernel => return Err(StartError::Tun { tunnel: name(), source }),
             Err(source) => {
                 warn!(tunnel = tunnel.name, reason = %source, "no TUN device: running in userspace mode, for the relay alone");
+                if tunnel.lanes > 1 {
+                    warn!(tunnel = tunnel.name, lanes = tunnel.lanes, "userspace mode has one lane");
+                }
                 None
             }
         },

@@ -43,6 +43,8 @@ pub struct Transmit {
     pub segment_bytes: usize,
     pub segments: usize,
     pub outer: Outer,
+    /// Nothing may join it.
+    closed: bool,
 }
 
 #[derive(Debug)]
@@ -99,6 +101,13 @@ impl Batch {
         self.buffer.len() - self.used >= length.max(148)
     }
 
+    /// The next datagram begins a run, whatever it is.
+    pub(crate) fn end_run(&mut self) {
+        if let Some(run) = self.transmits.last_mut() {
+            run.closed = true;
+        }
+    }
+
     /// Takes the first `length` bytes of `space` as a datagram.
     pub(crate) fn commit(&mut self, length: usize, outer: Outer) {
         let end = (self.used + length).min(self.buffer.len());
@@ -107,7 +116,7 @@ impl Batch {
                 run.bytes.end = end;
                 run.segments += 1;
             }
-            _ => self.transmits.push(Transmit { bytes: self.used..end, segment_bytes: length, segments: 1, outer }),
+            _ => self.transmits.push(Transmit { bytes: self.used..end, segment_bytes: length, segments: 1, outer, closed: false }),
         }
         self.used = end;
     }
@@ -118,6 +127,7 @@ impl Transmit {
     fn takes(&self, length: usize, outer: &Outer) -> bool {
         let whole = self.bytes.len() == self.segments * self.segment_bytes;
         whole
+            && !self.closed
             && length <= self.segment_bytes
             && length > 0
             && self.segments < MOST_SEGMENTS

@@ -70,6 +70,8 @@ pub struct Engine {
     gate: Gate,
     /// In front of all peers: checks mac1 and, under load, the cookie.
     limiter: RateLimiter,
+    /// Always checks the cookie.
+    strict: RateLimiter,
     /// For trusted senders, and behind the other: each `Tunn` would count the same message again.
     unlimited: Arc<RateLimiter>,
     /// By slot; a slot is not used again while the engine lives, so that no stale reference finds another peer.
@@ -89,6 +91,8 @@ pub struct Engine {
     unknown_reported: Option<Instant>,
     events: VecDeque<Event>,
     next_tick: Instant,
+    /// The next tick, or a probe before it.
+    next_due: Instant,
 }
 
 /// What became of a datagram.
@@ -157,6 +161,7 @@ impl Engine {
         Self {
             gate: Gate::new(),
             limiter: RateLimiter::new(&public.point(), HANDSHAKES_PER_SECOND),
+            strict: RateLimiter::new(&public.point(), 0),
             unlimited: Arc::new(RateLimiter::new(&public.point(), u64::MAX)),
             key,
             public,
@@ -175,6 +180,7 @@ impl Engine {
             unknown_reported: None,
             events: VecDeque::new(),
             next_tick: now,
+            next_due: now,
         }
     }
 
@@ -193,7 +199,7 @@ impl Engine {
         self.recent = [None; 2];
         let endpoints = self.peers.iter().flatten().flat_map(Peer::endpoints);
         self.gate.set_configured(endpoints.map(|endpoint| endpoint.address.ip()));
-        self.next_tick = now;
+        (self.next_tick, self.next_due) = (now, now);
     }
 
     /// Takes another private key. What stands goes on until each peer has a session by the new one.
@@ -204,6 +210,7 @@ impl Engine {
         self.public = key.public_key();
         self.key = key;
         self.limiter = RateLimiter::new(&self.public.point(), HANDSHAKES_PER_SECOND);
+        self.strict = RateLimiter::new(&self.public.point(), 0);
         self.unlimited = Arc::new(RateLimiter::new(&self.public.point(), u64::MAX));
         for slot in 0..self.peers.len() {
             let (index, unlimited) = (self.fresh_index(), Arc::clone(&self.unlimited));
@@ -211,7 +218,7 @@ impl Engine {
             peer.rekey(&self.key, index, unlimited, now);
             self.reindex(slot);
         }
-        self.next_tick = now;
+        (self.next_tick, self.next_due) = (now, now);
     }
 
     /// Seals the inner packet `room[..length]` for the peer whose allowed IPs contain its destination.
@@ -247,36 +254,58 @@ impl Engine {
         }
     }
 
-    /// Runs timers: retransmissions, rekeys, keepalives, expiry.
+    /// Runs timers: retransmissions, rekeys, keepalives, expiry, probes.
     pub fn handle_timeout(&mut self, now: Instant, batch: &mut Batch) {
-        if now < self.next_tick {
+        if now < self.next_due {
             return;
         }
-        self.next_tick = now + TICK;
-        self.limiter.reset_count();
+        let tick = now >= self.next_tick;
+        if tick {
+            self.next_tick = now + TICK;
+            self.limiter.reset_count();
+        }
         for slot in 0..self.peers.len() {
-            let (mut expired, mut other_key) = (0, false);
-            self.watch(slot, |peer| {
-                expired = peer.handle_timeout(now, batch);
-                other_key = peer.wants_other_key();
-            });
+            // Between ticks only probes are due, and not every peer's.
+            let due = self.peers.get(slot).and_then(Option::as_ref).and_then(Peer::poll_timeout).is_some_and(|due| due <= now);
+            if !tick && !due {
+                continue;
+            }
+            if tick {
+                self.refresh(slot, now);
+            }
+            let mut expired = 0;
+            self.watch(slot, |peer| if tick { expired = peer.handle_timeout(now, batch) } else { peer.probe(now, batch) });
             for _ in 0..expired {
                 self.drops.count(DropReason::QueueExpired);
-            }
-            if other_key {
-                self.try_other_key(slot, now);
             }
             while let Some(event) = self.peers.get_mut(slot).and_then(Option::as_mut).and_then(Peer::poll_event) {
                 self.report(event);
             }
         }
-        let due = self.peers.iter().flatten().filter_map(Peer::poll_timeout);
-        self.next_tick = due.fold(self.next_tick, Instant::min).max(now);
+        // What was due has been done; what found no room waits for the tick.
+        let due = self.peers.iter().flatten().filter_map(Peer::poll_timeout).filter(|due| *due > now);
+        self.next_due = due.fold(self.next_tick, Instant::min);
+    }
+
+    /// Gives a peer a new `Tunn` where it needs one: the old is worn, or was made for a key that nobody answers by.
+    fn refresh(&mut self, slot: usize, now: Instant) {
+        let Some(peer) = self.peers.get(slot).and_then(Option::as_ref) else { return };
+        let (worn, other_key) = (peer.is_worn(), peer.wants_other_key(now));
+        if !worn && !other_key {
+            return;
+        }
+        let (index, unlimited) = (self.fresh_index(), Arc::clone(&self.unlimited));
+        let Some(peer) = self.peers.get_mut(slot).and_then(Option::as_mut) else { return };
+        if other_key {
+            peer.change_key();
+        }
+        peer.rekey(&self.key, index, unlimited, now);
+        self.reindex(slot);
     }
 
     /// The moment at which `handle_timeout` has something to do.
     pub const fn poll_timeout(&self) -> Instant {
-        self.next_tick
+        self.next_due
     }
 
     pub fn poll_event(&mut self) -> Option<Event> {
@@ -377,16 +406,6 @@ impl Engine {
         }
     }
 
-    /// An initiation that nobody answers may have been made for a key that the peer no longer has.
-    fn try_other_key(&mut self, slot: usize, now: Instant) {
-        let (index, unlimited) = (self.fresh_index(), Arc::clone(&self.unlimited));
-        let Some(peer) = self.peers.get_mut(slot).and_then(Option::as_mut) else { return };
-        peer.change_key();
-        peer.rekey(&self.key, index, unlimited, now);
-        self.reindex(slot);
-        self.next_tick = now;
-    }
-
     fn remove(&mut self, key: &PublicKey) {
         let Some(slot) = self.by_key.remove(key) else { return };
         self.by_key.retain(|_, owner| *owner != slot);
@@ -473,19 +492,22 @@ impl Engine {
                 return Err(DropReason::Malformed);
             }
         };
-        match self.gate.admit(from.ip(), now) {
-            Admission::Trusted => {}
-            Admission::TooMany => return Err(DropReason::TooManyHandshakes),
-            Admission::Stranger => {
-                if let Err(TunnResult::WriteToNetwork(cookie)) = self.limiter.verify_packet(Some(from.ip()), datagram, &mut cookie) {
-                    let length = cookie.len();
-                    if batch.has_room(length) {
-                        batch.space()[..length].copy_from_slice(cookie);
-                        batch.commit(length, Outer { endpoint: Endpoint { address: from, interface: None }, source: arrival.to, ecn: 0 });
-                    }
-                    return Err(DropReason::UnderLoad);
-                }
+        let admission = self.gate.admit(from.ip(), now);
+        let limiter = match admission {
+            Admission::Trusted => &*self.unlimited,
+            Admission::Stranger => &self.limiter,
+            Admission::TooMany => &self.strict,
+        };
+        if let Err(TunnResult::WriteToNetwork(cookie)) = limiter.verify_packet(Some(from.ip()), datagram, &mut cookie) {
+            let length = cookie.len();
+            if batch.has_room(length) {
+                batch.space()[..length].copy_from_slice(cookie);
+                batch.commit(length, Outer { endpoint: Endpoint { address: from, interface: None }, source: arrival.to, ecn: 0 });
             }
+            return Err(DropReason::UnderLoad);
+        }
+        if admission == Admission::TooMany && !self.gate.admit_proven(from.ip(), now) {
+            return Err(DropReason::TooManyHandshakes);
         }
         if !batch.has_room(datagram.len()) {
             return Err(DropReason::BatchFull);
@@ -496,6 +518,7 @@ impl Engine {
             self.unknown_key(key, from, now);
             return Err(DropReason::UnknownKey);
         };
+        self.refresh(slot, now);
         let other_key = self.peers.get(slot).and_then(Option::as_ref).is_some_and(|peer| peer.active_key() != key);
         if other_key {
             return self.receive_from_other_key(slot, datagram, arrival, now, batch);

@@ -1,12 +1,13 @@
 //! Who may ask for a handshake, and how often, before any of it costs an elliptic curve.
 //!
 //! ```text
-//!  initiation ─► from an endpoint that is configured, and its bucket is not empty ──► answered, whatever the load
-//!            └─► from elsewhere: the sender's bucket ─► empty: dropped, nothing goes back
-//!                                                    └─► under load: a cookie goes back, and the sender asks again with it
+//!  initiation ─► mac1 right? ─► from an endpoint that is configured, and its bucket is not empty ──► answered, whatever the load
+//!                          └──► from elsewhere: the sender's bucket ─► not empty: answered unless under load; then as below
+//!                                                                  └─► empty: a cookie goes back. Who asks again with it is
+//!                                                                      where he says, and has a bucket that nobody else empties
 //! ```
-//! The buckets stop one sender that asks too often; the cookie (whitepaper §5.3) stops senders that are not where they say.
-//! Both are needed: a flood from invented addresses has a full bucket each time, and a cookie costs a tenth of an answer.
+//! The buckets stop one sender that asks too often; the cookie (whitepaper §5.3) tells him from senders that are not where they
+//! say, and costs a tenth of an answer.
 //!
 //! The table has a fixed size and is written over: under a flood of invented addresses a sender may find its bucket taken
 //! by another and full again. That costs no more than the cookie behind it.
@@ -30,7 +31,7 @@ pub(crate) enum Admission {
     Trusted,
     /// Answered unless under load.
     Stranger,
-    /// Dropped.
+    /// Has to show that it is where it says.
     TooMany,
 }
 
@@ -49,10 +50,18 @@ pub(crate) struct Gate {
     configured: Vec<IpAddr>,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Class {
+    Configured,
+    Stranger,
+    /// Showed a cookie.
+    Proven,
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Bucket {
     sender: IpAddr,
-    trusted: bool,
+    class: Class,
     tokens: u32,
     filled: Instant,
 }
@@ -72,19 +81,24 @@ impl Gate {
 
     /// Takes a token of the sender of an initiation.
     pub(crate) fn admit(&mut self, from: IpAddr, now: Instant) -> Admission {
-        if self.configured.binary_search(&from).is_ok() && self.take(from, true, CONFIGURED, now) {
+        if self.configured.binary_search(&from).is_ok() && self.take(from, Class::Configured, CONFIGURED, now) {
             return Admission::Trusted;
         }
         // Whoever empties the bucket of a configured address by pretending to be there leaves the peer a stranger's way.
-        if self.take(site(from), false, STRANGER, now) { Admission::Stranger } else { Admission::TooMany }
+        if self.take(site(from), Class::Stranger, STRANGER, now) { Admission::Stranger } else { Admission::TooMany }
     }
 
-    fn take(&mut self, sender: IpAddr, trusted: bool, rate: Rate, now: Instant) -> bool {
-        let at = self.hasher.hash_one((sender, trusted)) as usize % SLOTS;
+    /// The same for one that showed a cookie; false: too many even so.
+    pub(crate) fn admit_proven(&mut self, from: IpAddr, now: Instant) -> bool {
+        self.take(site(from), Class::Proven, CONFIGURED, now)
+    }
+
+    fn take(&mut self, sender: IpAddr, class: Class, rate: Rate, now: Instant) -> bool {
+        let at = self.hasher.hash_one((sender, class)) as usize % SLOTS;
         let Some(slot) = self.buckets.get_mut(at) else { return true };
-        let fresh = Bucket { sender, trusted, tokens: rate.burst, filled: now };
+        let fresh = Bucket { sender, class, tokens: rate.burst, filled: now };
         let bucket = match slot {
-            Some(bucket) if bucket.sender == sender && bucket.trusted == trusted => bucket,
+            Some(bucket) if bucket.sender == sender && bucket.class == class => bucket,
             _ => slot.insert(fresh),
         };
         let back = now.saturating_duration_since(bucket.filled).as_nanos() / rate.each.as_nanos();
@@ -149,6 +163,17 @@ mod tests {
             assert_eq!(gate.admit(from, now), Admission::Trusted);
         }
         assert_eq!(gate.admit(from, now), Admission::Stranger);
+    }
+
+    #[test]
+    fn a_sender_that_showed_a_cookie_has_a_bucket_that_invented_ones_do_not_empty() {
+        let (mut gate, now) = (Gate::new(), Instant::now());
+        let from = ip("192.0.2.1");
+        while gate.admit(from, now) != Admission::TooMany {}
+        for _ in 0..20 {
+            assert!(gate.admit_proven(from, now));
+        }
+        assert!(!gate.admit_proven(from, now));
     }
 
     #[test]

@@ -56,7 +56,9 @@ impl Path {
     }
 
     /// Takes edited settings. What is known of the path stays unless another target is asked.
-    pub(crate) fn edit(&mut self, settings: &PeerSettings, endpoints: usize, active: usize, now: Instant) {
+    ///
+    /// `active`: the endpoint in use; none if it is an address that was roamed to.
+    pub(crate) fn edit(&mut self, settings: &PeerSettings, endpoints: usize, active: Option<usize>, now: Instant) {
         match (&settings.probe, &mut self.probing) {
             (Some(probe), Some(probing)) if probing.echo.target == probe.target => probing.failover.set_settings(failover_settings(probe)),
             (probe, probing) => {
@@ -73,9 +75,13 @@ impl Path {
         }
     }
 
-    pub(crate) fn set_endpoints(&mut self, count: usize, active: usize, now: Instant) {
+    /// `active`: as for [`Self::edit`].
+    pub(crate) fn set_endpoints(&mut self, count: usize, active: Option<usize>, now: Instant) {
         if let Some(probing) = &mut self.probing {
-            probing.failover.set_endpoints(count, active, now);
+            probing.failover.set_endpoints(count, active.unwrap_or(0), now);
+            if active.is_none() {
+                probing.failover.roamed();
+            }
             probing.restart(now);
         }
     }
@@ -83,6 +89,17 @@ impl Path {
     /// The largest inner packet that gets through, as far as is known, in bytes.
     pub(crate) fn largest_packet(&self) -> usize {
         self.probing.as_ref().map_or(self.mtu, |probing| probing.discovery.effective()) as usize
+    }
+
+    pub(crate) const fn is_probed(&self) -> bool {
+        self.probing.is_some()
+    }
+
+    /// A handshake was answered by the endpoint in use: it works, whatever becomes of probes.
+    pub(crate) fn proven(&mut self) {
+        if let Some(probing) = &mut self.probing {
+            probing.failover.proven();
+        }
     }
 
     /// Whether the peer may follow a datagram that came from the endpoint of this index.

@@ -14,7 +14,7 @@
 //! the new one has its session or the old one is 180 s older; only the new one handshakes.
 
 use std::collections::VecDeque;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -49,8 +49,20 @@ const SILENCE_AFTER_KEEPALIVE: Duration = Duration::from_secs(5);
 const INITIATIONS_PER_ENDPOINT: u32 = 3;
 /// After this many, while a key change is announced, the peer's other key.
 const INITIATIONS_PER_KEY: u32 = 2;
+/// Not before this long after the first of them: an answer may be on its way.
+const PATIENCE_PER_KEY: Duration = Duration::from_secs(10);
+/// After an initiation or an answer the other side has this long before we ask by ourselves (REKEY_TIMEOUT, whitepaper §6.1):
+/// two that ask each other at once would never come to an end over a long way.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
+/// `Tunn` keeps eight sessions, by an index that every initiation and every answer takes the next of. When so many were taken
+/// since the last session was confirmed, that one is moved out of their way.
+const INDICES_PER_TUNN: u32 = 6;
+/// How long an endpoint that we left is not followed: its datagrams were on their way.
+const LATE: Duration = Duration::from_secs(3);
 /// Events that wait to be polled.
 const EVENTS: usize = 16;
+/// How long a candidate stands before another initiation may replace it.
+const CANDIDATE: Duration = Duration::from_secs(5);
 const INITIATION: u8 = 1;
 
 pub(crate) struct Peer {
@@ -58,16 +70,25 @@ pub(crate) struct Peer {
     tunn: Tunn,
     /// The key that `tunn` was made for: `public_key` or, during a change, `next_public_key`.
     active_key: PublicKey,
-    /// Initiations made for that key since anything was heard.
+    /// Initiations made for that key since anything was heard by it, and when the first was.
     tries: u32,
+    trying_since: Option<Instant>,
+    /// Answered an initiation by the other key; takes over when data opens.
+    candidate: Option<Candidate>,
+    /// When we last asked or answered.
+    asked: Option<Instant>,
+    /// When a cookie last made us ask again.
+    cookie_at: Option<Instant>,
+    /// Indices of `tunn` taken since its session was confirmed.
+    indices_taken: u32,
     /// The 24 bits that lead the session indices of `tunn`.
     index: u32,
     previous: Option<Previous>,
     session: bool,
     /// We made the session, so renewing it falls to us.
     initiator: bool,
-    /// Index of a session that we answered and that no data has confirmed.
-    unconfirmed: Option<u32>,
+    /// Indices of sessions that we answered and that no data has confirmed, the newest last.
+    unconfirmed: [Option<u32>; 4],
     /// A session is wanted although no packet waits: start, edit, new address.
     wanted: bool,
     /// A handshake is due whatever stands: after a change of address.
@@ -78,6 +99,8 @@ pub(crate) struct Peer {
     endpoint: Option<Endpoint>,
     /// The address of ours that the peer last wrote to.
     source: Option<IpAddr>,
+    /// The address that we left by our own verdict, and until when it is not followed.
+    left: Option<(SocketAddr, Instant)>,
     /// Probes, failover and the size of the path.
     path: Path,
     /// Where a probe is written.
@@ -88,6 +111,15 @@ pub(crate) struct Peer {
     pub(crate) handshakes: HandshakeLog,
     pub(crate) last_handshake: Option<Instant>,
     pub(crate) traffic: Traffic,
+}
+
+/// What claims to be the peer by its other key. A recorded initiation opens on it as well as a fresh one, so it replaces
+/// nothing before data has opened.
+struct Candidate {
+    tunn: Tunn,
+    index: u32,
+    key: PublicKey,
+    since: Instant,
 }
 
 /// The `Tunn` from before an edit.
@@ -127,6 +159,12 @@ impl Peer {
             tunn: new_tunn(&settings, &active_key, context.key, index, unlimited),
             active_key,
             tries: 0,
+            trying_since: None,
+            candidate: None,
+            asked: None,
+            cookie_at: None,
+            indices_taken: 0,
+            left: None,
             path: Path::new(&settings, context.own, context.mtu, now),
             source: None,
             echo: Vec::new(),
@@ -136,7 +174,7 @@ impl Peer {
             previous: None,
             session: false,
             initiator: false,
-            unconfirmed: None,
+            unconfirmed: [None; 4],
             wanted: true,
             renew: false,
             queue: VecDeque::new(),
@@ -167,8 +205,17 @@ impl Peer {
         }
         self.session = false;
         self.initiator = false;
-        self.unconfirmed = None;
+        self.unconfirmed = [None; 4];
         self.tries = 0;
+        self.trying_since = None;
+        self.candidate = None;
+        self.asked = None;
+        self.indices_taken = 0;
+    }
+
+    /// The ring of sessions is about to come round to the one that stands: a `rekey` has to follow.
+    pub(crate) const fn is_worn(&self) -> bool {
+        self.session && self.indices_taken >= INDICES_PER_TUNN
     }
 
     /// Takes other settings; whether they need another `Tunn`.
@@ -181,9 +228,9 @@ impl Peer {
         if rekey {
             self.handshakes = HandshakeLog::default();
         } else {
-            self.wanted = true;
+            self.wanted = !self.session;
         }
-        self.path.edit(&settings, self.endpoints.len(), self.active, now);
+        self.path.edit(&settings, self.endpoints.len(), self.active_endpoint().or_else(|| self.endpoints.is_empty().then_some(0)), now);
         self.settings = settings;
         rekey
     }
@@ -194,8 +241,9 @@ impl Peer {
     }
 
     /// Nobody answers by the active key, and there is another.
-    pub(crate) const fn wants_other_key(&self) -> bool {
-        self.settings.next_public_key.is_some() && self.tries >= INITIATIONS_PER_KEY
+    pub(crate) fn wants_other_key(&self, now: Instant) -> bool {
+        let patience = self.trying_since.is_some_and(|since| now.saturating_duration_since(since) >= PATIENCE_PER_KEY);
+        self.settings.next_public_key.is_some() && self.tries >= INITIATIONS_PER_KEY && patience
     }
 
     /// From the one key to the other; a `rekey` has to follow.
@@ -207,13 +255,21 @@ impl Peer {
 
     /// The session-index prefixes that are this peer's.
     pub(crate) fn indices(&self) -> impl Iterator<Item = u32> {
-        std::iter::once(self.index).chain(self.previous.as_ref().map(|previous| previous.index))
+        let previous = self.previous.as_ref().map(|previous| previous.index);
+        std::iter::once(self.index).chain(previous).chain(self.candidate.as_ref().map(|candidate| candidate.index))
     }
 
     /// Where the peer may be reached, in order. A roamed address stands as long as the list is the same.
     pub(crate) fn set_endpoints(&mut self, endpoints: Vec<Endpoint>, now: Instant) {
-        // A name's addresses come in any order: the same ones are no change.
+        if self.endpoints == endpoints {
+            return;
+        }
         if self.has_endpoints(&endpoints) {
+            // Another order is another preference, and no reason to leave the one in use.
+            let roamed = self.roamed();
+            self.active = self.endpoint.and_then(|current| endpoints.iter().position(|endpoint| *endpoint == current)).unwrap_or(0);
+            self.endpoints = endpoints;
+            self.path.set_endpoints(self.endpoints.len(), (!roamed).then_some(self.active), now);
             return;
         }
         // Before there is a session there is nothing to keep: the first is to be preferred.
@@ -227,7 +283,7 @@ impl Peer {
             self.renew = true;
         }
         self.endpoints = endpoints;
-        self.path.set_endpoints(self.endpoints.len(), self.active, now);
+        self.path.set_endpoints(self.endpoints.len(), Some(self.active), now);
     }
 
     pub(crate) const fn endpoint(&self) -> Option<Endpoint> {
@@ -334,27 +390,45 @@ impl Peer {
         plain: &'a mut [u8],
         batch: &mut Batch,
     ) -> Result<Opened<'a>, DropReason> {
-        let current = index >> 8 == self.index;
-        let tunn = match &mut self.previous {
-            Some(previous) if !current => &mut previous.tunn,
+        let whose = index >> 8;
+        let candidate = self.candidate.as_ref().is_some_and(|candidate| candidate.index == whose);
+        let current = candidate || whose == self.index;
+        let tunn = match (&mut self.candidate, &mut self.previous) {
+            (Some(candidate), _) if candidate.index == whose => &mut candidate.tunn,
+            (_, Some(previous)) if !current => &mut previous.tunn,
             _ => &mut self.tunn,
         };
         let opened = match tunn.decapsulate(None, datagram, plain) {
-            TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => Opened::Packet(packet),
-            TunnResult::Done => Opened::Quiet,
-            TunnResult::WriteToNetwork(_) => Opened::Quiet,
-            TunnResult::Err(WireGuardError::InvalidPacket) => {
-                self.authenticated(datagram.len(), arrival, now);
-                return Err(DropReason::NotIpInside);
-            }
+            TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => Ok(Opened::Packet(packet)),
+            TunnResult::Done | TunnResult::WriteToNetwork(_) => Ok(Opened::Quiet),
+            TunnResult::Err(WireGuardError::InvalidPacket) => Err(DropReason::NotIpInside),
             TunnResult::Err(error) => return Err(data_drop(&error)),
         };
         self.authenticated(datagram.len(), arrival, now);
-        if current && (self.unconfirmed == Some(index) || !self.session) {
-            // The initiator's first data confirms the session that we answered.
-            self.confirm(false, now, batch);
+        if candidate {
+            self.take_candidate(now);
         }
-        Ok(opened)
+        if current {
+            self.heard_by_key();
+            if !self.session || self.unconfirmed.contains(&Some(index)) {
+                // The initiator's first data confirms the session that we answered.
+                self.confirm(false, now, batch);
+            }
+        }
+        opened
+    }
+
+    /// Data has opened: the peer really has its other key.
+    fn take_candidate(&mut self, now: Instant) {
+        if let Some(Candidate { tunn, index, key, .. }) = self.candidate.take() {
+            self.active_key = key;
+            self.replace(tunn, index, now);
+        }
+    }
+
+    const fn heard_by_key(&mut self) {
+        self.tries = 0;
+        self.trying_since = None;
     }
 
     /// Handles a handshake initiation that is known to name this peer's active key.
@@ -369,11 +443,18 @@ impl Peer {
         batch: &mut Batch,
     ) -> Result<(), DropReason> {
         let length = answer(&mut self.tunn, datagram, batch)?;
+        let response = batch.space().get(4..8).and_then(|index| index.try_into().ok());
+        self.unconfirmed.rotate_left(1);
+        self.unconfirmed[3] = response.map(u32::from_le_bytes);
+        self.indices_taken += 1;
+        self.asked = Some(now);
+        self.handshakes.answer_sent();
         self.answered(length, arrival, now, batch);
         Ok(())
     }
 
-    /// The same for one that names the key that the peer is not known to use yet. If it opens, the peer has changed to it.
+    /// The same for one that names the key that the peer is not known to use yet. If data opens on what comes of it, the peer
+    /// has changed to that key.
     pub(crate) fn receive_initiation_by_other_key(
         &mut self,
         datagram: &[u8],
@@ -382,32 +463,25 @@ impl Peer {
         now: Instant,
         batch: &mut Batch,
     ) -> Result<(), DropReason> {
-        let before = self.active_key;
-        self.change_key();
-        let mut tunn = new_tunn(&self.settings, &self.active_key, key, index, unlimited);
-        match answer(&mut tunn, datagram, batch) {
-            Ok(length) => {
-                self.replace(tunn, index, now);
-                self.answered(length, arrival, now, batch);
-                Ok(())
-            }
-            Err(reason) => {
-                self.active_key = before;
-                Err(reason)
-            }
+        let Some(next) = self.settings.next_public_key else { return Err(DropReason::UnknownKey) };
+        let other = if self.active_key == next { self.settings.public_key } else { next };
+        let stands = |candidate: &Candidate| candidate.key == other && now.saturating_duration_since(candidate.since) < CANDIDATE;
+        if !self.candidate.as_ref().is_some_and(stands) {
+            let tunn = new_tunn(&self.settings, &other, key, index, unlimited);
+            self.candidate = Some(Candidate { tunn, index, key: other, since: now });
         }
+        let Some(candidate) = &mut self.candidate else { return Err(DropReason::UnknownKey) };
+        let length = answer(&mut candidate.tunn, datagram, batch)?;
+        self.answered(length, arrival, now, batch);
+        Ok(())
     }
 
+    /// Sends the answer to where the initiation came from.
     fn answered(&mut self, length: usize, arrival: Arrival, now: Instant, batch: &mut Batch) {
-        let response = batch.space().get(4..8).and_then(|index| index.try_into().ok());
-        self.unconfirmed = response.map(u32::from_le_bytes);
-        self.handshakes.answer_sent();
-        if self.endpoint.is_none() {
-            self.follow(arrival);
-        }
         let known = self.endpoints.iter().find(|endpoint| endpoint.address == arrival.from).copied();
-        let endpoint = known.unwrap_or(Endpoint { address: arrival.from, interface: None });
-        batch.commit(length, Outer { endpoint, source: arrival.to, ecn: ecn::NOT_ECT });
+        let active = self.endpoint.filter(|endpoint| endpoint.address == arrival.from);
+        let endpoint = active.or(known).unwrap_or(Endpoint { address: arrival.from, interface: None });
+        batch.commit(length, Outer { endpoint, source: source(endpoint, arrival), ecn: ecn::NOT_ECT });
         self.traffic.sent_bytes += length as u64;
         self.last_sent = now;
     }
@@ -424,6 +498,10 @@ impl Peer {
             TunnResult::WriteToNetwork(keepalive) => {
                 let length = keepalive.len();
                 self.authenticated(datagram.len(), arrival, now);
+                self.heard_by_key();
+                if self.endpoint.is_some_and(|endpoint| endpoint.address == arrival.from) {
+                    self.path.proven();
+                }
                 self.transmit(length, ecn::NOT_ECT, now, batch);
                 self.confirm(true, now, batch);
                 Ok(())
@@ -442,9 +520,10 @@ impl Peer {
     pub(crate) fn receive_cookie(&mut self, datagram: &[u8], plain: &mut [u8], now: Instant, batch: &mut Batch) -> Result<(), DropReason> {
         match self.tunn.decapsulate(None, datagram, plain) {
             TunnResult::Done => {
-                // One that comes again when all is done is a replay.
-                if self.handshakes.unanswered > 0 {
-                    self.initiate(true, now, batch);
+                // Not for one that comes again when all is done, and not twice in a row: the next is left to the timer.
+                let first = self.cookie_at.is_none_or(|at| now.saturating_duration_since(at) >= ASK_AGAIN);
+                if self.handshakes.unanswered > 0 && first && self.initiate(true, now, batch) {
+                    self.cookie_at = Some(now);
                 }
                 Ok(())
             }
@@ -469,10 +548,9 @@ impl Peer {
             self.session &= self.tunn.time_since_last_handshake().is_some();
         }
         let expired = self.expire_queue(now);
-        let renew = std::mem::take(&mut self.renew);
         let due = if self.session { self.is_stale() || self.is_silent(now) } else { self.wants_session() };
-        if due || renew {
-            self.initiate(renew, now, batch);
+        if (due || self.renew) && self.initiate(self.renew, now, batch) {
+            self.renew = false;
         }
         if self.session {
             self.drain_queue(now, batch);
@@ -503,26 +581,31 @@ impl Peer {
         self.settings.keepalive.is_some_and(|keepalive| silence >= keepalive + SILENCE_AFTER_KEEPALIVE)
     }
 
-    /// Sends an initiation unless one is under way.
-    fn initiate(&mut self, force: bool, now: Instant, batch: &mut Batch) {
-        if self.endpoint.is_none() || !batch.has_room(148) {
-            return;
+    /// Sends an initiation unless one is under way, or it is the other side's turn; whether one was sent.
+    fn initiate(&mut self, force: bool, now: Instant, batch: &mut Batch) -> bool {
+        let lately = self.asked.is_some_and(|at| now.saturating_duration_since(at) < ASK_AGAIN);
+        if (lately && !force) || self.endpoint.is_none() || !batch.has_room(148) {
+            return false;
         }
-        if let TunnResult::WriteToNetwork(initiation) = self.tunn.format_handshake_initiation(batch.space(), force) {
-            let (length, kind) = (initiation.len(), initiation[0]);
-            self.emit(length, kind, now, batch);
-        }
+        let TunnResult::WriteToNetwork(initiation) = self.tunn.format_handshake_initiation(batch.space(), force) else { return false };
+        let (length, kind) = (initiation.len(), initiation[0]);
+        self.emit(length, kind, now, batch);
+        true
     }
 
     fn emit(&mut self, length: usize, kind: u8, now: Instant, batch: &mut Batch) {
         if kind == INITIATION {
-            // While a session stands, probes judge the endpoint.
+            // While a session stands, probes judge the endpoint if there are any.
             let unanswered = self.handshakes.unanswered;
-            if !self.has_session() && unanswered > 0 && unanswered.is_multiple_of(INITIATIONS_PER_ENDPOINT) {
+            let judged = self.has_session() && self.path.is_probed();
+            if !judged && unanswered > 0 && unanswered.is_multiple_of(INITIATIONS_PER_ENDPOINT) {
                 self.next_endpoint(now);
             }
             self.handshakes.initiation_sent(now);
             self.tries += 1;
+            self.trying_since.get_or_insert(now);
+            self.indices_taken += 1;
+            self.asked = Some(now);
         }
         self.transmit(length, ecn::NOT_ECT, now, batch);
     }
@@ -546,7 +629,7 @@ impl Peer {
     }
 
     /// Does what the path wants: probes, failover, a handshake.
-    fn probe(&mut self, now: Instant, batch: &mut Batch) {
+    pub(crate) fn probe(&mut self, now: Instant, batch: &mut Batch) {
         while batch.has_room(self.echo.len() + 32 + 148)
             && let Some(step) = self.path.next_step(self.has_session(), now)
         {
@@ -560,19 +643,26 @@ impl Peer {
                         if let Some(trial) = by.and_then(|by| self.endpoints.get(by).copied()) {
                             (self.endpoint, self.source) = (Some(trial), None);
                         }
-                        // A probe that cannot be sent is a probe that is not answered.
+                        // Each by itself: a device that judges a run as a whole must not judge a probe by its neighbour. A probe
+                        // that cannot be sent is a probe that is not answered.
+                        batch.end_run();
                         let _unsent = self.seal(&echo[..length], now, batch);
+                        batch.end_run();
                         (self.endpoint, self.source) = usual;
                     }
                     self.echo = echo;
                 }
                 Step::Move { to, back } => {
+                    self.left = self.endpoint.map(|endpoint| (endpoint.address, now + LATE));
                     self.go_to(to);
                     if let Some(endpoint) = self.endpoint {
                         self.report(Event::Switched { peer, to: endpoint.address, back });
                     }
                 }
-                Step::Ask => self.initiate(true, now, batch),
+                Step::Ask => {
+                    // With a full batch the next window asks.
+                    let _asked = self.initiate(true, now, batch);
+                }
                 Step::Resized { from, to } => self.report(Event::Resized { peer, from, to }),
             }
         }
@@ -603,8 +693,11 @@ impl Peer {
                 return Err(DropReason::NoSession);
             }
             self.transmit(length, ecn::outward(ecn::of(packet)), now, batch);
+            return Ok(());
         }
-        Ok(())
+        // Without a session `tunn` keeps the packet for itself, where it would be lost.
+        self.session = false;
+        Err(DropReason::NoSession)
     }
 
     fn transmit(&mut self, length: usize, ecn: u8, now: Instant, batch: &mut Batch) {
@@ -618,14 +711,13 @@ impl Peer {
     fn authenticated(&mut self, length: usize, arrival: Arrival, now: Instant) {
         self.last_received = now;
         self.handshakes.heard();
-        self.tries = 0;
         self.traffic.received_bytes += length as u64;
-        let same = self.endpoint.is_some_and(|endpoint| endpoint.address == arrival.from);
-        if same {
-            self.source = arrival.to;
+        if let Some(endpoint) = self.endpoint.filter(|endpoint| endpoint.address == arrival.from) {
+            self.source = source(endpoint, arrival);
         } else if self.settings.roaming || self.endpoint.is_none() {
             let configured = self.endpoints.iter().position(|endpoint| endpoint.address == arrival.from);
-            if configured.is_none_or(|endpoint| self.path.may_follow(endpoint, now)) {
+            let late = self.left.is_some_and(|(left, until)| left == arrival.from && now < until);
+            if !late && configured.is_none_or(|endpoint| self.path.may_follow(endpoint, now)) {
                 self.follow(arrival);
                 self.path.followed(configured, now);
             }
@@ -642,14 +734,15 @@ impl Peer {
             let known = self.endpoints.iter().find(|endpoint| endpoint.address.ip() == from.ip());
             Some(Endpoint { address: from, interface: known.and_then(|endpoint| endpoint.interface) })
         });
-        self.source = arrival.to;
+        self.source = self.endpoint.and_then(|endpoint| source(endpoint, arrival));
     }
 
     /// A session stands: the old `Tunn` goes, the queue leaves.
     fn confirm(&mut self, initiator: bool, now: Instant, batch: &mut Batch) {
         self.session = true;
         self.initiator = initiator;
-        self.unconfirmed = None;
+        self.unconfirmed = [None; 4];
+        self.indices_taken = 0;
         self.wanted = false;
         // What the peer sealed before it heard of the new session is still on its way.
         if let Some(previous) = &mut self.previous {
@@ -678,6 +771,11 @@ impl Peer {
         }
         before - self.queue.len()
     }
+}
+
+/// The address of ours to answer from: the one that was written to, unless an interface is named, which has its own.
+fn source(endpoint: Endpoint, arrival: Arrival) -> Option<IpAddr> {
+    arrival.to.filter(|_| endpoint.interface.is_none())
 }
 
 /// Has `tunn` answer an initiation into the batch's space; the length of the answer.

@@ -150,13 +150,13 @@ impl Snapshot {
     }
 }
 
-/// Whether a lane may be given packets: it has a session with every peer that the first lane has one with, and with one at
-/// least. The first may always.
+/// Whether a lane may be given packets: it has a session that answers with a peer at least, and with every peer that the
+/// first lane has one with. The first may always.
 pub fn carries(first: &Snapshot, lane: &Snapshot) -> bool {
     let is_up = |snapshot: &Snapshot, key: &PublicKey| {
         let carries = |peer: &PeerSnapshot| peer.state == PeerState::Up && !peer.probe.is_some_and(|probe| probe.silent);
         snapshot.peers.iter().any(|peer| peer.public_key == *key && carries(peer))
     };
-    let mut up = first.peers.iter().filter(|peer| is_up(first, &peer.public_key)).peekable();
-    up.peek().is_some() && up.all(|peer| is_up(lane, &peer.public_key))
+    let mut up = first.peers.iter().filter(|peer| is_up(first, &peer.public_key));
+    lane.peers.iter().any(|peer| is_up(lane, &peer.public_key)) && up.all(|peer| is_up(lane, &peer.public_key))
 }

@@ -446,3 +446,181 @@ proptest! {
         prop_assert_eq!(network.node(b).received.len(), 1);
     }
 }
+
+/// Everything that waits to leave, taken off its way.
+fn in_flight(network: &mut Network, at: SocketAddr) -> Vec<Vec<u8>> {
+    let node = network.node(at);
+    let taken = node.batch.iter().map(|(datagram, _)| datagram.to_vec()).collect();
+    node.batch.clear();
+    taken
+}
+
+/// Regression: over a way of more than a tick, two that ask each other at once threw away the handshake that was answered.
+#[test]
+fn handshakes_that_cross_on_a_long_way_come_to_an_end() {
+    let (mut network, a, b, _, _) = pair();
+    let key_a = network.node(a).engine.public_key();
+    let now = Instant::now();
+    network.node(b).engine.apply(PeerChange::Endpoints(key_a, vec![Endpoint { address: a, interface: None }]), now);
+    network.tick();
+    let (mut to_b, mut to_a) = (in_flight(&mut network, a), in_flight(&mut network, b));
+    assert_eq!((to_b.len(), to_a.len()), (1, 1), "both ask at once");
+    for _ in 0..4 {
+        for datagram in to_b.drain(..) {
+            network.inject(a, b, &datagram);
+        }
+        for datagram in to_a.drain(..) {
+            network.inject(b, a, &datagram);
+        }
+        // Two ticks and traffic before what was sent arrives.
+        for _ in 0..2 {
+            network.tick();
+            network.send(a, &ipv4("10.0.0.1", "10.0.0.2", b"up")).expect("queued or sent");
+            network.send(b, &ipv4("10.0.0.2", "10.0.0.1", b"down")).expect("queued or sent");
+        }
+        (to_b, to_a) = (in_flight(&mut network, a), in_flight(&mut network, b));
+    }
+    for at in [a, b] {
+        assert_eq!(snapshot(&mut network, at).peers[0].state, PeerState::Up);
+        assert!(!network.node(at).received.is_empty());
+    }
+}
+
+#[test]
+fn a_private_key_that_changes_loses_no_packet_when_the_peer_knows_the_next() {
+    let (mut network, a, b, key_a, _) = pair();
+    network.tick();
+    network.run();
+    let next = PrivateKey::generate();
+    let mut announced = peer("a", key_a, &["10.0.0.1/32"]);
+    announced.next_public_key = Some(next.public_key());
+    network.node(b).engine.apply(PeerChange::Edit(announced), Instant::now());
+    network.node(a).engine.set_private_key(next.clone(), Instant::now());
+    // Before the new session stands, the old one carries, both ways.
+    network.send(a, &ipv4("10.0.0.1", "10.0.0.2", b"old")).expect("sent");
+    network.send(b, &ipv4("10.0.0.2", "10.0.0.1", b"old")).expect("sent");
+    network.run();
+    assert_eq!((network.node(a).received.len(), network.node(b).received.len()), (1, 1));
+    network.tick();
+    network.run();
+    assert!(snapshot(&mut network, b).peers[0].uses_next_key);
+    network.send(a, &ipv4("10.0.0.1", "10.0.0.2", b"new")).expect("sent");
+    network.send(b, &ipv4("10.0.0.2", "10.0.0.1", b"new")).expect("sent");
+    network.run();
+    assert_eq!((network.node(a).received.len(), network.node(b).received.len()), (2, 2));
+    // What was announced becomes the key: the same peer, the same session.
+    network.node(b).engine.apply(PeerChange::Edit(peer("a", next.public_key(), &["10.0.0.1/32"])), Instant::now());
+    network.send(b, &ipv4("10.0.0.2", "10.0.0.1", b"kept")).expect("sent");
+    network.run();
+    assert_eq!(network.node(a).received.len(), 3);
+    let told = snapshot(&mut network, b);
+    assert_eq!((told.peers[0].public_key, told.peers[0].uses_next_key, told.peers[0].state), (next.public_key(), false, PeerState::Up));
+}
+
+#[test]
+fn an_initiation_by_the_announced_key_takes_over_only_with_data() {
+    let (mut network, a, b, key_a, key_b) = pair();
+    network.tick();
+    network.run();
+    let next = PrivateKey::generate();
+    let mut announced = peer("a", key_a, &["10.0.0.1/32"]);
+    announced.next_public_key = Some(next.public_key());
+    network.node(b).engine.apply(PeerChange::Edit(announced), Instant::now());
+    // Somebody who recorded an initiation by the next key sends it, and goes on no further.
+    let stranger = address("203.0.113.9:4000");
+    network.add(stranger, &next);
+    reach(&mut network, stranger, PeerChange::Add(peer("b", key_b, &["10.0.0.2/32"])), key_b, Some(b));
+    network.tick();
+    for datagram in in_flight(&mut network, stranger) {
+        assert_eq!(network.inject(stranger, b, &datagram), None);
+    }
+    let answer = in_flight(&mut network, b);
+    assert_eq!(answer.len(), 1, "it is answered");
+    let told = snapshot(&mut network, b);
+    assert_eq!((told.peers[0].uses_next_key, told.peers[0].endpoint), (false, Some(a)));
+    network.send(b, &ipv4("10.0.0.2", "10.0.0.1", b"still")).expect("sent");
+    network.send(a, &ipv4("10.0.0.1", "10.0.0.2", b"still")).expect("sent");
+    network.run();
+    assert_eq!((network.node(a).received.len(), network.node(b).received.len()), (1, 1));
+}
+
+/// Regression: boringtun keeps eight sessions, and answers that nobody confirms take places too.
+#[test]
+fn a_live_session_outlasts_any_number_of_unconfirmed_answers() {
+    let (mut network, a, b, key_a, _) = pair();
+    // So that A is no stranger, who may ask five times.
+    network.node(b).engine.apply(PeerChange::Endpoints(key_a, vec![Endpoint { address: a, interface: None }]), Instant::now());
+    network.tick();
+    network.run();
+    // A's preshared key is another now: it asks, and can confirm nothing. A fresh engine, so that each initiation is newer.
+    let mut settings = peer("b", network.node(b).engine.public_key(), &["10.0.0.2/32", "10.2.0.0/16"]);
+    for round in 0..12 {
+        settings.preshared_key = Some(PresharedKey::generate());
+        network.node(a).engine.apply(PeerChange::Edit(settings.clone()), Instant::now());
+        network.tick();
+        for datagram in in_flight(&mut network, a) {
+            let refused = network.inject(a, b, &datagram);
+            assert_eq!(refused, None, "initiation {round}");
+        }
+        in_flight(&mut network, b);
+        std::thread::yield_now();
+    }
+    network.send(b, &ipv4("10.0.0.2", "10.0.0.1", b"alive")).expect("sent");
+    network.run();
+    assert_eq!(network.node(a).received.len(), 1, "{key_a}");
+}
+
+#[test]
+fn who_asks_too_often_gets_a_cookie_and_comes_through_with_it() {
+    let (mut network, a, b, _, _) = pair();
+    // Somebody pretends to be at A's address and empties its bucket.
+    let other = PrivateKey::generate();
+    let forged = address("192.0.2.99:1");
+    network.add(forged, &other);
+    let key_b = network.node(b).engine.public_key();
+    for _ in 0..5 {
+        reach(&mut network, forged, PeerChange::Remove(key_b), key_b, None);
+        reach(&mut network, forged, PeerChange::Add(peer("b", key_b, &["10.0.0.2/32"])), key_b, Some(b));
+        network.node(forged).engine.handle_timeout(Instant::now() + TICK, &mut Batch::new());
+        let node = network.node(forged);
+        let due = node.engine.poll_timeout();
+        node.engine.apply(PeerChange::Remove(key_b), due);
+        node.engine.apply(PeerChange::Add(peer("b", key_b, &["10.0.0.2/32"])), due);
+        node.engine.apply(PeerChange::Endpoints(key_b, vec![Endpoint { address: b, interface: None }]), due);
+        node.engine.handle_timeout(due, &mut node.batch);
+        for datagram in in_flight(&mut network, forged) {
+            assert_eq!(network.inject(a, b, &datagram), Some(DropReason::UnknownKey));
+        }
+    }
+    network.tick();
+    network.run();
+    assert!(drops(&mut network, b, DropReason::UnderLoad) > 0, "a cookie went back");
+    assert_eq!(snapshot(&mut network, a).peers[0].state, PeerState::Up);
+}
+
+#[test]
+fn congestion_that_the_way_marked_reaches_the_packet_inside() {
+    let (mut network, a, b, _, _) = pair();
+    network.tick();
+    network.run();
+    for (inner, outer, expected) in [(2u8, 3u8, Some(3u8)), (0, 0, Some(0)), (0, 3, None)] {
+        let mut packet = ipv4("10.0.0.1", "10.0.0.2", b"ecn");
+        packet[1] = inner;
+        network.send(a, &packet).expect("sent");
+        let node = network.node(a);
+        assert_eq!(node.batch.transmits()[0].outer.ecn, inner, "copied outward");
+        let datagram = in_flight(&mut network, a).remove(0);
+        let node = network.node(b);
+        let mut plain = vec![0u8; 2000];
+        let arrival = Arrival { from: a, to: None, ecn: outer };
+        match (node.engine.handle_datagram(&datagram, arrival, Instant::now(), &mut plain, &mut node.batch), expected) {
+            (Received::Packet(packet), Some(expected)) => assert_eq!(packet[1], expected),
+            (Received::Dropped(reason), None) => assert_eq!(reason, DropReason::Congested),
+            (other, _) => panic!("{other:?}"),
+        }
+    }
+}
+
+fn snapshot(network: &mut Network, at: SocketAddr) -> Snapshot {
+    network.node(at).engine.snapshot(Instant::now(), SystemTime::now(), LaneSnapshot::new(0, 0))
+}

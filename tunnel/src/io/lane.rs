@@ -164,8 +164,7 @@ impl Lane {
 
 impl Drop for Lane {
     fn drop(&mut self) {
-        let _ended = self.commands.try_send(Command::Stop);
-        self.wake.wake();
+        let _ended = self.command(Command::Stop);
         if let Some(thread) = self.thread.take() {
             let _panicked = thread.join();
         }
@@ -242,6 +241,11 @@ impl Running {
                 }
                 Ok(Command::SetPrivateKey(key)) => self.engine.set_private_key(key, now),
                 Ok(Command::Attach(attached)) => {
+                    if !attached {
+                        // What waits in the queue would be dropped with it. A port that fails does so again in its turn.
+                        let _failed = self.drain_port(now);
+                        self.flush(now);
+                    }
                     if let Err(error) = self.port.attach(attached) {
                         error!(%error, attached, "the device's queue does not follow");
                     }
@@ -257,7 +261,7 @@ impl Running {
     fn drain_socket(&mut self, now: Instant) -> io::Result<bool> {
         for _ in 0..SOCKET_CALLS {
             let count = self.socket.receive(&mut self.datagrams)?;
-            let Self { engine, port, batch, coalescer, datagrams, .. } = self;
+            let Self { engine, socket, port, batch, coalescer, datagrams, lane, unsent, .. } = self;
             let mut delivery = Delivery { port, now, refused: 0, refused_whole: None };
             for run in datagrams.runs() {
                 if run.bytes.is_empty() {
@@ -271,6 +275,9 @@ impl Running {
                             coalescer.push(length, &mut |packet| delivery.write(packet));
                         }
                         Received::Quiet | Received::Dropped(_) => coalescer.cancel(),
+                    }
+                    if batch.is_full() {
+                        send(socket, batch, engine, lane, unsent, now);
                     }
                 }
             }
@@ -399,16 +406,24 @@ impl Delivery<'_> {
         // It leaves in its segments: nothing is lost for having been joined. This happens once in the life of a lane.
         let mut copy = packet.to_vec();
         let length = copy.len() - VNET_BYTES;
-        let Ok(mut segments) = Segments::new(header, &mut copy[VNET_BYTES..], length) else { return };
+        let Ok(mut segments) = Segments::new(header, &mut copy[VNET_BYTES..], length) else {
+            self.refused += 1;
+            return;
+        };
         let mut plain = [0u8; VNET_BYTES].to_vec();
+        let mut taken = false;
         while let Some((segment, length)) = segments.next() {
             plain.truncate(VNET_BYTES);
             plain.extend_from_slice(segment.get(..length).unwrap_or_default());
-            if self.port.deliver(&plain, self.now).is_err() {
-                self.refused += 1;
+            match self.port.deliver(&plain, self.now) {
+                Ok(()) => taken = true,
+                Err(_) => self.refused += 1,
             }
         }
-        self.refused_whole = Some(error);
+        // A device that is down takes nothing, which says nothing about super-packets.
+        if taken {
+            self.refused_whole = Some(error);
+        }
     }
 }
 

@@ -136,14 +136,14 @@ impl UdpSocket {
     pub(super) fn send(&mut self, batch: &Batch, mut news: impl FnMut(SendNews<'_>)) {
         let mut scratch = std::mem::take(&mut self.scratch);
         scratch.queue(batch, self.segmentation);
-        let mut next = 0;
+        let (mut next, mut waited) = (0, false);
         while next < scratch.messages.len() {
             let count = MESSAGES.min(scratch.messages.len() - next);
             match self.send_messages(&mut scratch, batch, next..next + count) {
                 Ok(sent) => next += sent.max(1),
                 Err(error) => {
                     if let Some(message) = scratch.messages.get(next).cloned() {
-                        self.send_again(&mut scratch, batch, &message, error, &mut news);
+                        self.send_again(&mut scratch, batch, &message, (error, &mut waited), &mut news);
                     }
                     next += 1;
                 }
@@ -159,21 +159,29 @@ impl UdpSocket {
         scratch: &mut Scratch,
         batch: &Batch,
         message: &Message,
-        mut error: io::Error,
+        (mut error, waited): (io::Error, &mut bool),
         news: &mut impl FnMut(SendNews<'_>),
     ) {
         let Some(transmit) = batch.transmits().get(message.transmit) else { return };
-        if matches!(error.kind(), io::ErrorKind::WouldBlock) && writable(self.socket.as_raw_fd()) {
-            match self.send_one(scratch, batch, message) {
+        if error.kind() == io::ErrorKind::WouldBlock {
+            // Once a batch: whoever waits does not receive.
+            let room = !std::mem::replace(waited, true) && writable(self.socket.as_raw_fd());
+            match if room { self.send_one(scratch, batch, message) } else { Err(error) } {
                 Ok(()) => return,
+                Err(again) if again.kind() == io::ErrorKind::WouldBlock => {
+                    let datagrams = message.bytes.len().div_ceil(message.segment_bytes.max(1));
+                    return news(SendNews::Failed { outer: &transmit.outer, datagrams, error: again });
+                }
                 Err(again) => error = again,
             }
         }
         let mut message = message.clone();
-        let refused = matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EADDRNOTAVAIL | libc::ENETUNREACH | libc::EPERM));
-        if let (true, Some(source)) = (refused, message.source.take()) {
+        let code = error.raw_os_error();
+        if let (Some(libc::EINVAL | libc::EADDRNOTAVAIL | libc::ENETUNREACH | libc::EPERM), Some(source)) = (code, message.source.take()) {
             match self.send_one(scratch, batch, &message) {
-                Ok(()) => return news(SendNews::SourceGone(source)),
+                // A filter or a full table says nothing about the source.
+                Ok(()) if code != Some(libc::EPERM) => return news(SendNews::SourceGone(source)),
+                Ok(()) => return,
                 Err(again) => error = again,
             }
         }
