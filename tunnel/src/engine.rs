@@ -602,6 +602,9 @@ impl Engine {
             return Some(result);
         }
         let key = peer.settings.public_key;
+        if let Some(due) = peer.poll_timeout() {
+            self.next_due = self.next_due.min(due);
+        }
         // A switch by the probes' verdict is told as such.
         if before.1 != after.1
             && !peer.has_switched()

@@ -169,6 +169,11 @@ impl Path {
         Some(Step::Echo { by: None, sequence: probing.sequence, length: size as usize })
     }
 
+    /// Whether it was not yet told that a session came or went.
+    pub(crate) fn is_behind(&self, session: bool) -> bool {
+        self.probing.as_ref().is_some_and(|probing| probing.session != session)
+    }
+
     /// When the next step is due.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         let probing = self.probing.as_ref()?;

@@ -320,9 +320,9 @@ impl Peer {
         self.path.is_answer(packet, now)
     }
 
-    /// When a probe is due, between the engine's ticks.
+    /// When a probe is due, between the engine's ticks. The first is as soon as there is a session.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        self.path.poll_timeout()
+        if self.path.is_behind(self.has_session()) { Some(self.last_received) } else { self.path.poll_timeout() }
     }
 
     /// The newest of these events is a change of endpoint.
