@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tracing::{debug, warn};
 use tunnel::io::Lanes;
-use tunnel::{Endpoint, EndpointSettings, PeerChange, PeerSettings, PeerState, Snapshot};
+use tunnel::{Endpoint, EndpointSettings, PeerChange, PeerSettings, PeerSnapshot, Snapshot};
 
 use crate::config::UnderlaySettings;
 use crate::relay::Resolver;
@@ -127,11 +127,13 @@ fn known(
     known
 }
 
-/// Waits for `again`, and on while every peer is up.
+/// Waits for `again`, and on while every peer is up by its first endpoint.
 async fn needed(snapshots: &watch::Receiver<Snapshot>, again: Duration, complete: bool) {
     loop {
         tokio::time::sleep(again).await;
-        if !complete || snapshots.borrow().peers.iter().any(|peer| peer.state != PeerState::Up) {
+        // A peer on a standby is up, and its better endpoint may have another address by now.
+        let settled = |peer: &PeerSnapshot| peer.answers() && peer.active_endpoint.is_none_or(|active| active == 0);
+        if !complete || !snapshots.borrow().peers.iter().all(settled) {
             return;
         }
     }

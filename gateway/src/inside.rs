@@ -59,7 +59,8 @@ impl Dialer for TunnelDialer {
 impl TunnelDialer {
     /// Asks about the peer whose allowed IPs hold `address`; an address of no peer is an error.
     fn peer<T>(&self, address: SocketAddr, ask: impl FnOnce(&PeerSnapshot) -> T) -> Result<T, DialError> {
-        let snapshot = self.snapshots.borrow();
+        // Copied, because the lane waits for whoever borrows; the allowed IPs are shared.
+        let snapshot = self.snapshots.borrow().clone();
         let covers = |peer: &&PeerSnapshot| {
             peer.allowed_ips.iter().filter(|prefix| prefix.contains(&address.ip())).map(|prefix| prefix.prefix_len()).max()
         };

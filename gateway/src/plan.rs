@@ -12,7 +12,7 @@ use std::fmt;
 use tunnel::{PeerSettings, PrivateKey, PublicKey, TunnelSettings};
 
 use crate::config::{RelaySettings, RouteSettings, Settings, UnderlaySettings};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// One step of a reload.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -163,34 +163,33 @@ fn peers(
 ) {
     let tunnel = &wanted.name;
     // A peer whose next key has become its key is the same peer.
-    let before = |peer: &PeerSettings| {
-        present.peer(&peer.public_key).or_else(|| {
-            let promoted =
-                |present: &&PeerSettings| present.next_public_key == Some(peer.public_key) && wanted.peer(&present.public_key).is_none();
-            present.peers.iter().find(promoted)
-        })
-    };
-    let mut kept = HashSet::new();
+    let listed: HashSet<PublicKey> = wanted.peers.iter().map(|peer| peer.public_key).collect();
+    let by_key: HashMap<PublicKey, &PeerSettings> = present.peers.iter().map(|peer| (peer.public_key, peer)).collect();
+    let promoted = present.peers.iter().filter(|peer| !listed.contains(&peer.public_key));
+    let promoted: HashMap<PublicKey, &PeerSettings> = promoted.filter_map(|peer| Some((peer.next_public_key?, peer))).collect();
+    // The key that each peer had, to the one that it has.
+    let mut became = HashMap::new();
+    let mut added = Vec::new();
     for peer in &wanted.peers {
-        match before(peer) {
-            None => additions.push(Change::AddPeer { tunnel: tunnel.clone(), peer: peer.clone() }),
+        match by_key.get(&peer.public_key).or_else(|| promoted.get(&peer.public_key)) {
+            None => {
+                added.push(peer.public_key);
+                additions.push(Change::AddPeer { tunnel: tunnel.clone(), peer: peer.clone() });
+            }
             Some(before) => {
-                kept.insert(before.public_key);
-                if before != peer {
+                became.insert(before.public_key, peer.public_key);
+                if *before != peer {
                     additions.push(Change::EditPeer { tunnel: tunnel.clone(), key: before.public_key, peer: peer.clone() });
                 }
             }
         }
     }
-    for peer in present.peers.iter().filter(|peer| !kept.contains(&peer.public_key)) {
+    for peer in present.peers.iter().filter(|peer| !became.contains_key(&peer.public_key)) {
         removals.push(Change::RemovePeer { tunnel: tunnel.clone(), name: peer.name.clone(), key: peer.public_key });
     }
     let keys = |peers: &[PeerSettings]| peers.iter().map(|peer| peer.public_key).collect::<Vec<_>>();
-    let stay = present.peers.iter().filter(|peer| kept.contains(&peer.public_key));
-    let stay = stay
-        .filter_map(|present| wanted.peers.iter().find(|peer| before(peer).is_some_and(|before| before.public_key == present.public_key)));
-    let added = wanted.peers.iter().filter(|peer| before(peer).is_none());
-    let after: Vec<PublicKey> = stay.chain(added).map(|peer| peer.public_key).collect();
+    let stay = present.peers.iter().filter_map(|peer| became.get(&peer.public_key).copied());
+    let after: Vec<PublicKey> = stay.chain(added).collect();
     if after != keys(&wanted.peers) {
         orders.push(Change::OrderPeers { tunnel: tunnel.clone(), keys: keys(&wanted.peers) });
     }
@@ -205,10 +204,17 @@ fn needs_restart(running: &Settings, desired: &Settings) -> Result<(), NeedsRest
         let Some(wanted) = desired.tunnel(&present.name) else { return refuse(format!("the tunnel {} is gone, which", present.name)) };
         // Written out, so that a new setting is thought about here.
         let TunnelSettings { name: _, mode, private_key: _, listen, addresses, mtu: _, lanes, cpus, uapi, peers: _ } = present;
-        let same = (mode, listen, addresses, lanes, cpus, uapi)
-            == (&wanted.mode, &wanted.listen, &wanted.addresses, &wanted.lanes, &wanted.cpus, &wanted.uapi);
-        if !same {
-            return refuse(format!("the tunnel {} itself (mode, listen, addresses, lanes, cpus or uapi)", present.name));
+        let differ = [
+            ("mode", *mode != wanted.mode),
+            ("listen", *listen != wanted.listen),
+            ("addresses", *addresses != wanted.addresses),
+            ("lanes", *lanes != wanted.lanes),
+            ("cpus", *cpus != wanted.cpus),
+            ("uapi", *uapi != wanted.uapi),
+        ];
+        let names: Vec<&str> = differ.iter().filter(|(_, differs)| *differs).map(|(name, _)| *name).collect();
+        if !names.is_empty() {
+            return refuse(format!("the tunnel {} itself ({})", present.name, names.join(", ")));
         }
     }
     if let Some(new) = desired.tunnels.iter().find(|tunnel| running.tunnel(&tunnel.name).is_none()) {

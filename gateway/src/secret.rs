@@ -83,6 +83,38 @@ impl Secret {
     }
 }
 
+/// A file as it was seen: device, inode, size, time of the last change with nanoseconds, mode. Replaced or rewritten, one of
+/// them differs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp(u64, u64, u64, i64, i64, u32);
+
+impl Stamp {
+    /// None: there is no such file. Symbolic links are followed.
+    pub fn of(path: &Path) -> Option<Self> {
+        let metadata = std::fs::metadata(path).ok()?;
+        Some(Self(metadata.dev(), metadata.ino(), metadata.size(), metadata.ctime(), metadata.ctime_nsec(), metadata.mode()))
+    }
+}
+
+/// Files of secrets, each as it was just before it was read.
+#[derive(Debug, Clone, Default)]
+pub struct WatchedFiles(Vec<(PathBuf, Option<Stamp>)>);
+
+impl WatchedFiles {
+    /// To be called before the file is read: a change in between is then seen as one.
+    pub fn watch(&mut self, path: &Path) {
+        self.0.push((path.to_owned(), Stamp::of(path)));
+    }
+
+    /// Whether one has changed since it was watched, or since this was last asked.
+    pub fn changed(&mut self) -> bool {
+        self.0.iter_mut().fold(false, |changed, (path, seen)| {
+            let now = Stamp::of(path);
+            (std::mem::replace(seen, now) != now) | changed
+        })
+    }
+}
+
 fn read_file(path: &Path) -> Result<Secret, SecretError> {
     let path = path.to_owned();
     let failed = |source| SecretError::Read { path: path.clone(), source };
@@ -169,6 +201,23 @@ mod tests {
         assert!(Secret::read(&missing).expect_err("refused").is_missing());
         assert!(matches!(Secret::read(&SecretSource::File("/dev".into())), Err(SecretError::NotAFile { .. })));
         assert!(matches!(Secret::read(&SecretSource::Env("SKYWAY_NOT_SET".into())), Err(SecretError::Unset { .. })));
+    }
+
+    #[test]
+    fn a_file_that_is_rewritten_or_replaced_has_changed_once() {
+        let (folder, _) = file(0o600, "one");
+        let path = folder.path().join("key");
+        let mut watched = WatchedFiles::default();
+        watched.watch(&path);
+        assert!(!watched.changed());
+        fs::write(&path, "other").expect("written");
+        assert!(watched.changed() && !watched.changed());
+        let beside = folder.path().join("beside");
+        fs::write(&beside, "third").expect("written");
+        fs::rename(&beside, &path).expect("replaced");
+        assert!(watched.changed() && !watched.changed());
+        fs::remove_file(&path).expect("removed");
+        assert!(watched.changed() && !watched.changed());
     }
 
     #[test]

@@ -8,7 +8,6 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -26,6 +25,7 @@ use crate::inside::{TunnelAcceptor, TunnelDialer, Way};
 use crate::lanes::watch_lanes;
 use crate::plan::{Change, NeedsRestart, Plan};
 use crate::relay::{Acceptor, Dialer, DirectDialer, Listener, ListenerSettings, Path, Policy, Relay, Resolver, ResolverError, TcpAcceptor};
+use crate::secret::WatchedFiles;
 
 /// The running gateway.
 pub struct Supervisor {
@@ -35,8 +35,10 @@ pub struct Supervisor {
     /// The file as it was last taken, and the secrets that it names: they are read again when they change.
     text: String,
     secrets: WatchedFiles,
-    /// Tunnels that `wg` has changed since the file was last taken.
-    edited: bool,
+    /// A change of them that could not be taken into use, and is tried again.
+    pending: bool,
+    /// The settings as the file had them; what runs may differ by what `wg` changed.
+    taken: Settings,
     tunnels: Vec<RunningTunnel>,
     /// Present if any tunnel has a TUN device.
     host: Option<Host>,
@@ -137,13 +139,14 @@ impl Supervisor {
     /// Brings everything up. If a part fails, sockets, devices and lanes go again; the kill switch, if it was set, stays.
     ///
     /// `text` is what `file` held, `secrets` the files that it names.
-    pub async fn start(file: PathBuf, text: String, secrets: Vec<PathBuf>, settings: Settings) -> Result<Self, StartError> {
+    pub async fn start(file: PathBuf, text: String, secrets: WatchedFiles, settings: Settings) -> Result<Self, StartError> {
         let prepared = prepare(&settings).await?;
         let mut supervisor = Self {
             file,
             text,
-            secrets: WatchedFiles::new(secrets),
-            edited: false,
+            secrets,
+            pending: false,
+            taken: settings.clone(),
             settings,
             tunnels: Vec::new(),
             host: prepared.host,
@@ -180,10 +183,11 @@ impl Supervisor {
     async fn take(&mut self, loaded: Loaded) -> Result<Reloaded, ReloadError> {
         let Loaded { settings, diagnostics, source, secrets } = loaded;
         let Some(desired) = settings else { return Err(ReloadError::Invalid { diagnostics, text: source }) };
-        let reloaded = self.change_to(desired, if self.edited { "undid a change by wg, or changed" } else { "changed" }).await?;
+        let what = if self.is_edited() { "undid a change by wg, or changed" } else { "changed" };
+        let reloaded = self.change_to(desired.clone(), what).await?;
         self.text = source;
-        self.secrets = WatchedFiles::new(secrets);
-        self.edited = false;
+        self.secrets = secrets;
+        self.taken = desired;
         Ok(reloaded)
     }
 
@@ -214,21 +218,31 @@ impl Supervisor {
 
     /// Reads secrets again if one of their files has changed; the rest of the configuration stays as it was last taken.
     async fn renew_secrets(&mut self) {
-        if !self.secrets.changed() {
+        if !self.secrets.changed() && !self.pending {
             return;
         }
-        let folder = self.file.parent().map(std::path::Path::to_owned).unwrap_or_default();
-        let loaded = config::parse(self.text.clone(), &folder);
-        if loaded.settings.is_none() {
+        let again = std::mem::take(&mut self.pending);
+        let loaded = config::parse(self.text.clone(), config::folder_of(&self.file));
+        let Some(settings) = &loaded.settings else {
+            // A file that is bad waits for its next change.
             let shown = loaded.diagnostics.render(&self.file.display().to_string(), &loaded.source, false);
             warn!("a secret has changed and cannot be used; what it was before stays in use\n{shown}");
             return;
+        };
+        if *settings == self.taken {
+            // Rewritten, and the same.
+            return;
         }
-        let edited = self.edited;
+        let edited = self.is_edited();
         match self.take(loaded).await {
-            Ok(reloaded) if reloaded.changes.is_empty() => {}
-            Ok(_) => info!(undid = edited, "a secret has changed and is in use"),
-            Err(error) => warn!(%error, "a secret has changed and cannot be used"),
+            Ok(_) if edited => warn!("a secret has changed and is in use; what wg had changed is undone by it"),
+            Ok(_) => info!("a secret has changed and is in use"),
+            Err(error) => {
+                self.pending = true;
+                if !again {
+                    warn!(%error, "a secret has changed and cannot be taken into use yet; trying again");
+                }
+            }
         }
     }
 
@@ -238,8 +252,7 @@ impl Supervisor {
         if let Some(tunnel) = settings.tunnels.iter_mut().find(|tunnel| tunnel.name == desired.name) {
             *tunnel = desired;
         }
-        let changed = self.change_to(settings, "changed by wg, until the next reload").await?;
-        self.edited |= !changed.changes.is_empty();
+        self.change_to(settings, "changed by wg, until the next reload").await?;
         Ok(())
     }
 
@@ -249,8 +262,8 @@ impl Supervisor {
     }
 
     /// Whether `wg` has changed a tunnel since the file was last taken.
-    pub(crate) const fn is_edited(&self) -> bool {
-        self.edited
+    pub(crate) fn is_edited(&self) -> bool {
+        self.settings.tunnels != self.taken.tunnels
     }
 
     /// A tunnel that fell back to userspace mode at the start cannot take what needs a device now.
@@ -278,9 +291,12 @@ impl Supervisor {
 
     /// Ends the tunnels, once the relay has drained. The kill switch stays.
     pub async fn stop(&mut self) {
-        let tunnels = std::mem::take(&mut self.tunnels);
+        // What comes after this finds no kernel to change.
+        let (tunnels, host) = (std::mem::take(&mut self.tunnels), self.host.take());
+        self.relay = None;
         // Lanes join their threads.
         let _ended = tokio::task::spawn_blocking(move || drop(tunnels)).await;
+        drop(host);
     }
 
     pub(crate) fn file(&self) -> &std::path::Path {
@@ -438,32 +454,6 @@ impl Supervisor {
     }
 }
 
-/// Files whose change is to be noticed, with what was last seen of them.
-#[derive(Debug)]
-struct WatchedFiles(Vec<(PathBuf, Option<Stamp>)>);
-
-/// Device, inode, size, time of the last change with nanoseconds, mode: replaced or rewritten, one of them differs.
-type Stamp = (u64, u64, u64, i64, i64, u32);
-
-impl WatchedFiles {
-    fn new(paths: Vec<PathBuf>) -> Self {
-        Self(paths.into_iter().map(|path| (path.clone(), stamp(&path))).collect())
-    }
-
-    /// Whether one has changed since it was last asked.
-    fn changed(&mut self) -> bool {
-        self.0.iter_mut().fold(false, |changed, (path, seen)| {
-            let now = stamp(path);
-            (std::mem::replace(seen, now) != now) | changed
-        })
-    }
-}
-
-fn stamp(path: &std::path::Path) -> Option<Stamp> {
-    let metadata = std::fs::metadata(path).ok()?;
-    Some((metadata.dev(), metadata.ino(), metadata.size(), metadata.ctime(), metadata.ctime_nsec(), metadata.mode()))
-}
-
 impl RunningTunnel {
     fn start(prepared: PreparedTunnel, underlays: &BTreeMap<String, UnderlaySettings>, resolver: &Resolver) -> Result<Self, StartError> {
         let PreparedTunnel { settings, mode, lanes, network } = prepared;
@@ -476,7 +466,7 @@ impl RunningTunnel {
         })
         .map_err(|source| StartError::Lane { tunnel: settings.name.clone(), source })?;
         let lanes = Arc::new(lanes);
-        let snapshots = watch_lanes(Arc::clone(&lanes));
+        let snapshots = watch_lanes(&lanes);
         let (wanted, watched) = watch::channel(Wanted { peers: settings.peers, underlays: underlays.clone() });
         tokio::spawn(watch_endpoints(Arc::clone(&lanes), resolver.clone(), watched, snapshots.clone()));
         Ok(Self { name: settings.name, mode, lanes, snapshots, network, wanted })

@@ -361,7 +361,8 @@ impl Engine {
     }
 
     fn add(&mut self, settings: PeerSettings, now: Instant) {
-        if self.by_key.contains_key(&settings.public_key) {
+        // Its own key, that is: the same key may be announced as another's next, whose it then is no more.
+        if self.slot_of(&settings.public_key).is_some() {
             return self.edit(settings, now);
         }
         let (slot, index) = (self.peers.len(), self.fresh_index());
@@ -407,7 +408,7 @@ impl Engine {
     }
 
     fn remove(&mut self, key: &PublicKey) {
-        let Some(slot) = self.by_key.remove(key) else { return };
+        let Some(slot) = self.slot_of(key) else { return };
         self.by_key.retain(|_, owner| *owner != slot);
         if let Some(peer) = self.peers.get_mut(slot).and_then(Option::take) {
             for prefix in peer.settings.allowed_ips.iter() {
@@ -664,6 +665,11 @@ impl Engine {
 
     fn slot(&self, index: u32) -> Result<usize, DropReason> {
         self.by_index.get(&(index >> 8)).copied().ok_or(DropReason::UnknownIndex)
+    }
+
+    /// The peer whose own key that is, and not merely its next.
+    fn slot_of(&self, key: &PublicKey) -> Option<usize> {
+        self.peers.iter().position(|peer| peer.as_ref().is_some_and(|peer| peer.settings.public_key == *key))
     }
 
     fn peer_by_key(&mut self, key: &PublicKey) -> Option<&mut Peer> {

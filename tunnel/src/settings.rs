@@ -91,7 +91,8 @@ impl ProbeSettings {
 
     /// The usual probe of a peer with these allowed IPs: of the first single address that one of our `own` can ask.
     pub fn usual(allowed_ips: &[IpNet], own: &[IpNet]) -> Option<Self> {
-        let can_ask = |target: &IpAddr| own.iter().any(|own| own.addr().is_ipv4() == target.is_ipv4());
+        let is_own = |target: &IpAddr| own.iter().any(|own| own.addr() == *target);
+        let can_ask = |target: &IpAddr| !is_own(target) && own.iter().any(|own| own.addr().is_ipv4() == target.is_ipv4());
         let single = allowed_ips.iter().filter(|prefix| prefix.prefix_len() == prefix.max_prefix_len()).map(IpNet::addr);
         let target = { single }.find(can_ask)?;
         Some(Self { target, every: Self::EVERY, misses: Self::MISSES, hold_down: Self::HOLD_DOWN })

@@ -1,5 +1,6 @@
 //! What a tunnel can tell about itself, as plain values that leave the lane by copy.
 
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -124,13 +125,14 @@ impl Snapshot {
     /// All lanes of a tunnel as one: states of the first lane, counters of all.
     pub fn merge(mut lanes: impl Iterator<Item = Self>) -> Option<Self> {
         let mut merged = lanes.next()?;
+        let at: HashMap<PublicKey, usize> = merged.peers.iter().enumerate().map(|(at, peer)| (peer.public_key, at)).collect();
         for lane in lanes {
             merged.lanes.extend(lane.lanes);
             merged.drops.add(&lane.drops);
             merged.unknown_initiations += lane.unknown_initiations;
             merged.last_unknown = merged.last_unknown.or(lane.last_unknown);
             for peer in lane.peers {
-                let Some(first) = merged.peers.iter_mut().find(|first| first.public_key == peer.public_key) else { continue };
+                let Some(first) = at.get(&peer.public_key).and_then(|at| merged.peers.get_mut(*at)) else { continue };
                 first.received_bytes += peer.received_bytes;
                 first.sent_bytes += peer.sent_bytes;
                 first.received_packets += peer.received_packets;
@@ -153,10 +155,19 @@ impl Snapshot {
 /// Whether a lane may be given packets: it has a session that answers with a peer at least, and with every peer that the
 /// first lane has one with. The first may always.
 pub fn carries(first: &Snapshot, lane: &Snapshot) -> bool {
-    let is_up = |snapshot: &Snapshot, key: &PublicKey| {
-        let carries = |peer: &PeerSnapshot| peer.state == PeerState::Up && !peer.probe.is_some_and(|probe| probe.silent);
-        snapshot.peers.iter().any(|peer| peer.public_key == *key && carries(peer))
-    };
-    let mut up = first.peers.iter().filter(|peer| is_up(first, &peer.public_key));
-    lane.peers.iter().any(|peer| is_up(lane, &peer.public_key)) && up.all(|peer| is_up(lane, &peer.public_key))
+    let mut up = first.peers.iter().filter(|peer| peer.answers()).map(|peer| peer.public_key);
+    let here: HashSet<PublicKey> = lane.peers.iter().filter(|peer| peer.answers()).map(|peer| peer.public_key).collect();
+    !here.is_empty() && up.all(|peer| here.contains(&peer))
+}
+
+impl PeerSnapshot {
+    /// A session stands, and probes, if there are any, do not say that it is of no use.
+    pub fn answers(&self) -> bool {
+        self.state == PeerState::Up && !self.is_silent()
+    }
+
+    /// Probes have met with silence.
+    pub fn is_silent(&self) -> bool {
+        self.probe.is_some_and(|probe| probe.silent)
+    }
 }

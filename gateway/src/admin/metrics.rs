@@ -82,6 +82,23 @@ fn tunnels(text: &mut Text, supervisor: &Supervisor) {
             text.sample("skyway_tunnel_dropped_packets_total", &[("tunnel", tunnel), ("reason", reason.label())], count as f64);
         }
     }
+    text.metric("skyway_lane_attached", "gauge", "1 if the lane carries packets.");
+    for (tunnel, snapshot) in &snapshots {
+        for lane in &snapshot.lanes {
+            text.sample(
+                "skyway_lane_attached",
+                &[("tunnel", tunnel), ("lane", &lane.number.to_string())],
+                f64::from(u8::from(lane.attached)),
+            );
+        }
+    }
+    text.metric("skyway_lane_refused_super_packets_total", "counter", "Super-packets that the kernel would not take after all.");
+    for (tunnel, snapshot) in &snapshots {
+        for lane in &snapshot.lanes {
+            let labels = [("tunnel", *tunnel), ("lane", &lane.number.to_string())];
+            text.sample("skyway_lane_refused_super_packets_total", &labels, lane.refused_super_packets as f64);
+        }
+    }
 }
 
 fn relay(text: &mut Text, supervisor: &Supervisor) {

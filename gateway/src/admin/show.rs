@@ -12,7 +12,7 @@ pub(super) fn text(tunnels: &[RunningTunnel]) -> String {
     let blocks: Vec<String> = tunnels
         .iter()
         .map(|tunnel| {
-            let snapshot = tunnel.snapshots.borrow();
+            let snapshot = tunnel.snapshots.borrow().clone();
             let mut text = format!(
                 "interface: {}\n  public key: {}\n  private key: (hidden)\n  listening port: {}\n",
                 tunnel.name, snapshot.public_key, snapshot.listen_port

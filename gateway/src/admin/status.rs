@@ -151,7 +151,7 @@ pub(super) fn of(supervisor: &Supervisor) -> Status {
 fn judge(supervisor: &Supervisor, relay: Option<&RelayStatus>) -> (Verdict, Vec<String>) {
     let (mut peers, mut up, mut problems) = (0, 0, Vec::new());
     for tunnel in supervisor.tunnels() {
-        let snapshot = tunnel.snapshots.borrow();
+        let snapshot = tunnel.snapshots.borrow().clone();
         for peer in &snapshot.peers {
             peers += 1;
             if peer.state == PeerState::Up {
@@ -159,7 +159,7 @@ fn judge(supervisor: &Supervisor, relay: Option<&RelayStatus>) -> (Verdict, Vec<
             }
             if peer.state != PeerState::Up || peer.trouble.is_some() {
                 problems.push(format!("tunnel {}, peer {}: {}", tunnel.name, peer.name, why(peer)));
-            } else if peer.probe.is_some_and(|probe| probe.silent) {
+            } else if peer.is_silent() {
                 problems.push(format!("tunnel {}, peer {}: probes are not answered", tunnel.name, peer.name));
             }
             if peer.active_endpoint.is_some_and(|active| active > 0) {
@@ -227,7 +227,7 @@ fn why(peer: &PeerSnapshot) -> String {
 }
 
 fn tunnel(running: &RunningTunnel) -> TunnelStatus {
-    let snapshot = running.snapshots.borrow();
+    let snapshot = running.snapshots.borrow().clone();
     TunnelStatus {
         name: running.name.clone(),
         mode: if running.mode == Mode::Tun { "tun" } else { "userspace" }.into(),

@@ -1,6 +1,5 @@
 //! `skyway run`: the gateway's life from its file to its last signal.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -14,6 +13,7 @@ use super::{INVALID, RunArgs};
 use crate::admin::{Admin, explain};
 use crate::config::Settings;
 use crate::privilege;
+use crate::secret::WatchedFiles;
 use crate::supervisor::{Shared, Supervisor};
 use crate::telemetry;
 use crate::terminal::complain;
@@ -42,7 +42,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     code
 }
 
-async fn live(args: &RunArgs, settings: Settings, text: String, secrets: Vec<PathBuf>) -> anyhow::Result<ExitCode> {
+async fn live(args: &RunArgs, settings: Settings, text: String, secrets: WatchedFiles) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::new().context("signals cannot be caught")?;
     let admin = match Admin::bind(&settings.gateway).await {
         Ok(admin) => admin,

@@ -18,6 +18,8 @@ mod yaml;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::secret::WatchedFiles;
+
 pub use diagnostic::{Diagnostic, Diagnostics};
 pub use settings::{
     GatewaySettings, Listen, ListenerAt, PathSettings, RelaySettings, RouteSettings, Settings, StaticRoute, UnderlaySettings, Via,
@@ -30,7 +32,7 @@ pub struct Loaded {
     pub diagnostics: Diagnostics,
     pub source: String,
     /// The files of secrets that it names.
-    pub secrets: Vec<PathBuf>,
+    pub secrets: WatchedFiles,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -47,14 +49,14 @@ pub fn load(path: &Path) -> Result<Loaded, ReadError> {
 }
 
 /// Where relative paths of the file at `path` start.
-fn folder_of(path: &Path) -> &Path {
+pub(crate) fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."))
 }
 
 /// Validates `source`; files that it names are relative to `folder`.
 pub fn parse(source: String, folder: &Path) -> Loaded {
     let mut diagnostics = Diagnostics::default();
-    let mut secrets = Vec::new();
+    let mut secrets = WatchedFiles::default();
     let settings = match yaml::parse(&source) {
         Ok(root) => {
             let raw = de::read::<raw::RawConfig>(&root, &mut diagnostics);

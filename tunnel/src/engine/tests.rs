@@ -544,6 +544,31 @@ fn an_initiation_by_the_announced_key_takes_over_only_with_data() {
     assert_eq!((network.node(a).received.len(), network.node(b).received.len()), (1, 1));
 }
 
+/// Regression: a removal by a key that had become another peer's next took that one.
+#[test]
+fn a_key_that_moves_from_one_peer_to_another_takes_the_right_one_away() {
+    let (mut network, a, _, _, key_b) = pair();
+    let other = PrivateKey::generate().public_key();
+    let engine = &mut network.node(a).engine;
+    let now = Instant::now();
+    let names = |engine: &Engine| -> Vec<String> {
+        engine.snapshot(now, SystemTime::now(), LaneSnapshot::new(0, 0)).peers.into_iter().map(|peer| peer.name).collect()
+    };
+    engine.apply(PeerChange::Add(peer("b-new", other, &["10.3.0.0/16"])), now);
+    let mut merged = peer("b", key_b, &["10.0.0.2/32"]);
+    merged.next_public_key = Some(other);
+    engine.apply(PeerChange::Edit(merged), now);
+    engine.apply(PeerChange::Remove(other), now);
+    assert_eq!(names(engine), ["b"]);
+    // And apart again: the announced key becomes that of a peer of its own.
+    engine.apply(PeerChange::Add(peer("c", other, &["10.3.0.0/16"])), now);
+    engine.apply(PeerChange::Edit(peer("b", key_b, &["10.0.0.2/32"])), now);
+    assert_eq!(names(engine), ["b", "c"]);
+    let keys: Vec<PublicKey> =
+        engine.snapshot(now, SystemTime::now(), LaneSnapshot::new(0, 0)).peers.iter().map(|peer| peer.public_key).collect();
+    assert_eq!(keys, [key_b, other]);
+}
+
 /// Regression: boringtun keeps eight sessions, and answers that nobody confirms take places too.
 #[test]
 fn a_live_session_outlasts_any_number_of_unconfirmed_answers() {

@@ -85,9 +85,14 @@ impl Lanes {
 fn for_lane(change: PeerChange, number: u16) -> PeerChange {
     match change {
         PeerChange::Endpoints(key, mut endpoints) => {
-            for Endpoint { address, .. } in &mut endpoints {
-                address.set_port(address.port().saturating_add(number));
-            }
+            // One that would have no port is none: another lane's would be answered by the wrong session.
+            endpoints.retain_mut(|Endpoint { address, .. }| match address.port().checked_add(number) {
+                Some(port) => {
+                    address.set_port(port);
+                    true
+                }
+                None => false,
+            });
             PeerChange::Endpoints(key, endpoints)
         }
         PeerChange::Add(_) | PeerChange::Edit(_) | PeerChange::Remove(_) => change,

@@ -19,14 +19,14 @@ use super::diagnostic::{Diagnostic, Diagnostics, Place};
 use super::field::Field;
 use super::raw::{RawCloud, RawConfig, RawGateway, RawSecret, RawUnderlay};
 use super::settings::{GatewaySettings, Settings, UnderlaySettings};
-use crate::secret::{Secret, SecretSource};
+use crate::secret::{Secret, SecretSource, WatchedFiles};
 
 /// Default of `gateway.metrics`: Prometheus text, on loopback alone.
 const METRICS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9359);
 const FOLDER: &str = "/run/skyway";
 
 /// `secrets` receives the files of secrets that are named.
-pub(super) fn resolve(raw: &RawConfig, folder: &Path, diagnostics: &mut Diagnostics, secrets: &mut Vec<PathBuf>) -> Option<Settings> {
+pub(super) fn resolve(raw: &RawConfig, folder: &Path, diagnostics: &mut Diagnostics, secrets: &mut WatchedFiles) -> Option<Settings> {
     let names = raw.tunnels.get().iter().flat_map(|entries| &entries.0).map(|entry| entry.name.clone()).collect();
     let mut context = Context { diagnostics, folder, tunnel_names: names, incomplete: Vec::new(), secrets };
     match raw.version.require("version", Place::WHOLE_FILE, context.diagnostics) {
@@ -69,7 +69,7 @@ struct Context<'a> {
     /// Tunnels that lost a peer to a mistake: what they carry cannot be judged.
     incomplete: Vec<String>,
     /// Files of secrets that were named.
-    secrets: &'a mut Vec<PathBuf>,
+    secrets: &'a mut WatchedFiles,
 }
 
 impl Context<'_> {
@@ -139,7 +139,7 @@ impl Context<'_> {
             return None;
         }
         if let SecretSource::File(path) = &source {
-            self.secrets.push(path.clone());
+            self.secrets.watch(path);
         }
         match Secret::read(&source) {
             Ok(secret) => Some(secret),

@@ -89,6 +89,7 @@ impl Context<'_> {
             self.report(Diagnostic::error(&raw.mtu, "not a usable MTU").expected(format!("{} to {}", MTU.start(), MTU.end())));
         }
         let peers = self.peers(raw, key.as_ref(), &addresses, underlays);
+        self.lanes_fit(raw, lanes);
         if raw.peers.get().map_or(0, |entries| entries.0.len()) != peers.len() {
             self.incomplete.push(entry.name.clone());
         }
@@ -144,6 +145,45 @@ impl Context<'_> {
             );
         }
         lanes
+    }
+
+    /// The peer's lanes listen on as many ports as ours: from each endpoint's port on, and apart from its other endpoints'.
+    fn lanes_fit(&mut self, raw: &RawTunnel, lanes: u16) {
+        if lanes == 1 {
+            return;
+        }
+        for peer in raw.peers.get().iter().flat_map(|entries| &entries.0).filter_map(|entry| entry.value.get()) {
+            if peer.keepalive.get().map(String::as_str) == Some("off") {
+                self.report(
+                    Diagnostic::warning(&peer.keepalive, "of several lanes, only the first asks for a session when there is traffic")
+                        .help("leave `keepalive` on, and every lane keeps its session"),
+                );
+            }
+            let mut known: Vec<(String, u16, Span)> = Vec::new();
+            for field in peer.endpoints.get().into_iter().flatten() {
+                let written = match field.get() {
+                    Some(ScalarOr::Scalar(text)) => Some(text),
+                    Some(ScalarOr::Mapping(mapping)) => mapping.address.get(),
+                    None => None,
+                };
+                let Some((host, port)) = written.and_then(|text| words::host_and_port(text).ok()) else { continue };
+                if port.checked_add(lanes - 1).is_none() {
+                    self.report(
+                        Diagnostic::error(field, format!("with {lanes} lanes its ports would reach beyond {}", u16::MAX))
+                            .expected(format!("the port of the peer's first lane, at most {}", u16::MAX - (lanes - 1))),
+                    );
+                } else if let Some((_, _, first)) =
+                    known.iter().find(|(other, first, _)| *other == host && first.abs_diff(port) < lanes && *first != port)
+                {
+                    self.report(
+                        Diagnostic::error(field, format!("its {lanes} lanes' ports overlap those of another endpoint"))
+                            .related(*first, "that endpoint")
+                            .help("list the port of the peer's first lane alone: the others follow it"),
+                    );
+                }
+                known.push((host, port, field.span()));
+            }
+        }
     }
 
     fn cpus(&mut self, raw: &RawTunnel) -> Vec<usize> {
@@ -344,7 +384,13 @@ impl Context<'_> {
             );
             return None;
         };
-        if !allowed_ips.iter().any(|prefix| prefix.contains(&target)) {
+        if addresses.iter().any(|own| own.addr() == target) {
+            self.report(
+                Diagnostic::error(&probe.target, "that is this gateway's own address")
+                    .value(target.to_string())
+                    .expected("an address behind the peer"),
+            );
+        } else if !allowed_ips.iter().any(|prefix| prefix.contains(&target)) {
             self.report(
                 Diagnostic::error(&probe.target, "not one of the peer's allowed_ips: its answers would be dropped")
                     .value(target.to_string()),
