@@ -3,6 +3,7 @@
 //! Opened in an order in which nothing can leak: first the kill switch and the filter, then what lets traffic pass. It is
 //! all idempotent, and held against the kernel again and again, because others write there too.
 
+use std::error::Error as _;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -18,6 +19,9 @@ use crate::forwarding;
 pub(crate) struct Host {
     kernel: Kernel,
     _claim: Claim,
+    /// What was last brought into the kernel, and what maintenance holds it against. Made at the start and by a reload
+    /// alone: of a hundred thousand prefixes it takes longer than what maintenance does otherwise.
+    fib: Fib,
     waiting: Vec<Route>,
     /// The last maintenance failed; said once.
     failing: bool,
@@ -30,7 +34,7 @@ const FILTER_TURNS: u64 = 5;
 
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
-    #[error("routes: {0}")]
+    #[error("routes: {}", with_cause(.0))]
     Kernel(#[from] KernelError),
     #[error("inward filter: {0}")]
     Nft(#[from] nft::NftError),
@@ -69,7 +73,7 @@ impl Host {
     pub(crate) async fn prepare() -> Result<Self, HostError> {
         let claim = Claim::take()?;
         nft::apply("").await?;
-        Ok(Self { kernel: Kernel::open()?, _claim: claim, waiting: Vec::new(), failing: false, turns: 0 })
+        Ok(Self { kernel: Kernel::open()?, _claim: claim, fib: Fib::default(), waiting: Vec::new(), failing: false, turns: 0 })
     }
 
     /// Routes that wait for their tunnel's device.
@@ -86,10 +90,11 @@ impl Host {
             self.kernel.set_addresses(&tunnel.name, &tunnel.addresses).await?;
             self.kernel.set_up(&tunnel.name, tunnel.mtu).await?;
         }
-        self.reconcile(&forwarding::fib(settings, tun)).await?;
+        self.fib = forwarding::fib(settings, tun);
+        self.reconcile().await?;
         warn_if_not_forwarding(settings);
         warn_if_strict(tun);
-        self.warn_if_cut_off(settings, tun).await;
+        self.warn_if_cut_off(tun).await;
         Ok(())
     }
 
@@ -104,29 +109,46 @@ impl Host {
         if forwarding::inward_filter(running, before)? != forwarding::inward_filter(desired, after)? {
             self.filter(desired, after).await?;
         }
-        if let Err(error) = self.reconcile(&forwarding::fib(desired, after)).await {
-            if let Err(error) = self.reconcile(&forwarding::fib(running, before)).await {
-                error!(%error, "the routes from before the reload cannot be restored");
+        let fib = forwarding::fib(desired, after);
+        match self.kernel.reconcile(&fib).await {
+            Ok(report) => {
+                self.fib = fib;
+                self.waiting = report.waiting;
+                Ok(())
             }
-            if let Err(error) = self.filter(running, before).await {
-                error!(%error, "the inward filter from before the reload cannot be restored");
+            Err(error) => {
+                if let Err(error) = self.reconcile().await {
+                    error!(%error, "the routes from before the reload cannot be restored");
+                }
+                if let Err(error) = self.filter(running, before).await {
+                    error!(%error, "the inward filter from before the reload cannot be restored");
+                }
+                Err(error.into())
             }
-            return Err(error);
         }
-        Ok(())
     }
 
-    /// A new MTU. Too small a one was refused long before, so that failing here is worth no more than a line.
+    /// A new MTU. Too small a one was refused long before, so that failing here is worth no more than a line;
+    /// maintenance tries again.
     pub(crate) async fn set_mtu(&self, tunnel: &str, mtu: u32) {
         if let Err(error) = self.kernel.set_up(tunnel, mtu).await {
-            error!(%error, "MTU not set");
+            error!(error = with_cause(&error), "MTU not set");
         }
     }
 
-    /// Puts back what somebody else changed.
-    pub(crate) async fn maintain(&mut self, settings: &Settings, tun: &[&TunnelSettings]) {
+    /// Whether the filter is to be looked at before the [`Self::maintain`] that comes next: to be called once for each.
+    ///
+    /// Looking (`nft::is_loaded`) takes a process of its own, and ten seconds if it hangs. So it is the caller's, who can
+    /// do it without holding what others wait for.
+    pub(crate) fn filter_to_look_at(&mut self) -> bool {
+        self.turns += 1;
+        self.turns.is_multiple_of(FILTER_TURNS)
+    }
+
+    /// Puts back what somebody else changed. `filter_gone`: the filter was looked at, and it is not as it should be.
+    pub(crate) async fn maintain(&mut self, settings: &Settings, tun: &[&TunnelSettings], filter_gone: bool) {
         let before = self.waiting.clone();
-        let result = self.put_back(settings, tun).await;
+        let result = self.put_back(settings, tun, filter_gone).await;
         match result {
             Err(error) if !std::mem::replace(&mut self.failing, true) => error!(%error, "the kernel is not as it should be; trying again"),
             Err(_) => {}
@@ -141,34 +163,40 @@ impl Host {
     }
 
     /// Each part on its own: one that cannot be put back must not keep the kill switch from it.
-    async fn put_back(&mut self, settings: &Settings, tun: &[&TunnelSettings]) -> Result<(), HostError> {
+    async fn put_back(&mut self, settings: &Settings, tun: &[&TunnelSettings], filter_gone: bool) -> Result<(), HostError> {
         let rules = self.kernel.ensure_rules().await.map_err(HostError::from);
-        let routes = self.reconcile(&forwarding::fib(settings, tun)).await;
-        let addresses = self.put_back_addresses(tun).await;
-        let filter = self.put_back_filter(settings, tun).await;
-        rules.and(routes).and(addresses).and(filter)
+        let routes = self.reconcile().await;
+        let devices = self.put_back_addresses(tun).await;
+        let filter = if filter_gone { self.put_back_filter(settings, tun).await } else { Ok(()) };
+        rules.and(routes).and(devices).and(filter)
     }
 
+    /// Addresses and MTU of each device that is up. One that is down is somebody's wish, and stays so.
     async fn put_back_addresses(&self, tun: &[&TunnelSettings]) -> Result<(), HostError> {
-        let up = self.kernel.interfaces_up().await?;
-        for tunnel in tun.iter().filter(|tunnel| up.contains_key(&tunnel.name)) {
-            self.kernel.set_addresses(&tunnel.name, &tunnel.addresses).await?;
+        let mtus = self.kernel.mtus().await?;
+        let mut outcome = Ok(());
+        for tunnel in tun {
+            let Some(&present) = mtus.get(&tunnel.name) else { continue };
+            let addresses = self.kernel.set_addresses(&tunnel.name, &tunnel.addresses).await;
+            let mtu = if present == tunnel.mtu { Ok(()) } else { self.put_back_mtu(tunnel, present).await };
+            outcome = outcome.and(addresses).and(mtu);
         }
+        outcome.map_err(HostError::from)
+    }
+
+    async fn put_back_mtu(&self, tunnel: &TunnelSettings, present: u32) -> Result<(), KernelError> {
+        self.kernel.set_up(&tunnel.name, tunnel.mtu).await?;
+        info!(interface = tunnel.name, old = present, new = tunnel.mtu, "MTU put back");
         Ok(())
     }
 
-    async fn put_back_filter(&mut self, settings: &Settings, tun: &[&TunnelSettings]) -> Result<(), HostError> {
-        self.turns += 1;
-        let names: Vec<&str> = tun.iter().map(|tunnel| tunnel.name.as_str()).collect();
-        if self.turns.is_multiple_of(FILTER_TURNS) && !nft::is_loaded(&settings.gateway.name, &names).await {
-            warn!("somebody removed the inward filter; it is put back");
-            self.filter(settings, tun).await?;
-        }
-        Ok(())
+    async fn put_back_filter(&self, settings: &Settings, tun: &[&TunnelSettings]) -> Result<(), HostError> {
+        warn!("somebody removed the inward filter; it is put back");
+        self.filter(settings, tun).await
     }
 
-    async fn reconcile(&mut self, fib: &Fib) -> Result<(), HostError> {
-        self.waiting = self.kernel.reconcile(fib).await?.waiting;
+    async fn reconcile(&mut self) -> Result<(), HostError> {
+        self.waiting = self.kernel.reconcile(&self.fib).await?.waiting;
         Ok(())
     }
 
@@ -178,17 +206,25 @@ impl Host {
     }
 
     /// A prefix of a tunnel that holds a network of this host takes that network away from it.
-    async fn warn_if_cut_off(&self, settings: &Settings, tun: &[&TunnelSettings]) {
+    async fn warn_if_cut_off(&self, tun: &[&TunnelSettings]) {
         let Ok(interfaces) = self.kernel.interfaces_up().await else { return };
         let own = |name: &String| name == "lo" || tun.iter().any(|tunnel| tunnel.name == *name);
         for name in interfaces.keys().filter(|name| !own(name)) {
             for address in self.kernel.addresses(name).await.unwrap_or_default() {
                 let swallows = |prefix: &IpNet| prefix.contains(&address.network());
-                if let Some(prefix) = forwarding::fib(settings, tun).unreachable().find(swallows) {
+                if let Some(prefix) = self.fib.unreachable().find(swallows) {
                     warn!(%prefix, interface = name, %address, "a prefix of the tunnel holds a network of this host, which is cut off by it: list what is behind the tunnel more exactly");
                 }
             }
         }
+    }
+}
+
+/// A refusal and why, in one line: that a route could not be added says little without it.
+fn with_cause(error: &KernelError) -> String {
+    match error.source() {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
     }
 }
 
@@ -221,4 +257,20 @@ fn warn_if_strict(tun: &[&TunnelSettings]) {
 
 fn sysctl(name: &str) -> Option<u32> {
     std::fs::read_to_string(format!("/proc/sys/{}", name.replace('.', "/"))).ok()?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use routing::io::Operation;
+
+    use super::*;
+
+    #[test]
+    fn an_error_of_the_kernel_says_why() {
+        let source = std::io::Error::new(std::io::ErrorKind::TimedOut, "the kernel has not answered within 5 s");
+        let refused = HostError::from(KernelError::Refused { operation: Operation::ListInterfaces, source });
+        assert_eq!(refused.to_string(), "routes: cannot list the interfaces: the kernel has not answered within 5 s");
+        let closed = HostError::from(KernelError::Closed { operation: Operation::ListInterfaces });
+        assert_eq!(closed.to_string(), "routes: cannot list the interfaces: the netlink connection has ended");
+    }
 }

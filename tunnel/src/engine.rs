@@ -68,11 +68,11 @@ pub struct Engine {
     mtu: usize,
     /// In front of everything that costs: how often a sender may ask.
     gate: Gate,
-    /// In front of all peers: checks mac1 and, under load, the cookie.
+    /// Says whether there is load: more handshakes of strangers in a second than are answered unasked.
     limiter: RateLimiter,
-    /// Always checks the cookie.
+    /// Gives cookies and checks them.
     strict: RateLimiter,
-    /// For trusted senders, and behind the other: each `Tunn` would count the same message again.
+    /// Checks mac1; and behind it each `Tunn` would count the same message again.
     unlimited: Arc<RateLimiter>,
     /// By slot; a slot is not used again while the engine lives, so that no stale reference finds another peer.
     peers: Vec<Option<Peer>>,
@@ -329,6 +329,12 @@ impl Engine {
         too_big::answer(packet, largest as u32, room).filter(|_| self.answers.take(now))
     }
 
+    /// The largest inner packet that every peer's path takes, as far as is known, in bytes.
+    pub fn smallest_path(&self) -> u32 {
+        let paths = self.peers.iter().flatten().map(Peer::largest_packet);
+        paths.fold(self.mtu, usize::min) as u32
+    }
+
     /// `source` is no address of this host any more: peers are answered from another.
     pub fn forget_source(&mut self, source: IpAddr) {
         for peer in self.peers.iter_mut().flatten() {
@@ -346,7 +352,9 @@ impl Engine {
     }
 
     /// Everything that can be told, at `now` by both clocks.
-    pub fn snapshot(&self, now: Instant, wall: SystemTime, lane: LaneSnapshot) -> Snapshot {
+    pub fn snapshot(&self, now: Instant, wall: SystemTime, mut lane: LaneSnapshot) -> Snapshot {
+        lane.sent_packets = self.peers.iter().flatten().map(|peer| peer.traffic.sent_packets).sum();
+        lane.received_packets = self.peers.iter().flatten().map(|peer| peer.traffic.received_packets).sum();
         Snapshot {
             public_key: self.public,
             listen_port: lane.port,
@@ -494,12 +502,13 @@ impl Engine {
             }
         };
         let admission = self.gate.admit(from.ip(), now);
-        let limiter = match admission {
-            Admission::Trusted => &*self.unlimited,
-            Admission::Stranger => &self.limiter,
-            Admission::TooMany => &self.strict,
+        let loaded = match admission {
+            Admission::Trusted => false,
+            // Without an address it only says whether there is load: all cookies are of one secret.
+            Admission::Stranger => self.limiter.verify_packet(None, datagram, &mut cookie).is_err(),
+            Admission::TooMany => true,
         };
-        if let Err(TunnResult::WriteToNetwork(cookie)) = limiter.verify_packet(Some(from.ip()), datagram, &mut cookie) {
+        if loaded && let Err(TunnResult::WriteToNetwork(cookie)) = self.strict.verify_packet(Some(from.ip()), datagram, &mut cookie) {
             let length = cookie.len();
             if batch.has_room(length) {
                 batch.space()[..length].copy_from_slice(cookie);

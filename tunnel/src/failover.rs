@@ -33,7 +33,7 @@
 //!   10 min; an hour without failover restores it. Only the first counts: one outage that goes round all endpoints is
 //!   one flap.
 //! - **A target that is down is not a path that is down**: the handshake that is asked for one miss before the verdict is
-//!   answered then, which counts as an answer.
+//!   answered then, which counts as an answer; the window doubles meanwhile, up to 10 s.
 //! - **A roamed address** is probed like an endpoint; there is no trial while it stands, and a missed window leads back
 //!   to endpoint 0.
 //!
@@ -127,6 +127,8 @@ pub(crate) struct Failover {
     /// Windows missed in this cycle, and cycles in a row: both without any answer.
     missed_windows: usize,
     missed_cycles: u32,
+    /// Windows that a handshake answered and no probe did, in a row: the target is down, and asking grows slower.
+    proofs: u32,
     ask: bool,
     trial: Option<Trial>,
     hold_down_until: Option<Instant>,
@@ -182,6 +184,7 @@ impl Failover {
             misses: 0,
             missed_windows: 0,
             missed_cycles: 0,
+            proofs: 0,
             ask: false,
             trial: None,
             hold_down_until: None,
@@ -315,7 +318,12 @@ impl Failover {
     /// The path works both ways, as an answered handshake says: misses so far are the target's, not the path's.
     pub(crate) fn proven(&mut self) {
         self.answered_since = true;
-        self.forget_misses();
+        if self.misses > 0 || self.missed_windows > 0 || self.missed_cycles > 0 {
+            self.proofs = self.proofs.saturating_add(1);
+        }
+        self.misses = 0;
+        self.missed_windows = 0;
+        self.missed_cycles = 0;
     }
 
     /// The moment at which `handle_timeout` has something to do; None without a session.
@@ -349,7 +357,9 @@ impl Failover {
         let misses = self.settings.misses.max(1);
         let longest = LONGEST_WINDOW.as_millis() / self.settings.every.as_millis().max(1);
         let longest = u32::try_from(longest).unwrap_or(u32::MAX);
-        misses.saturating_mul(1 << self.missed_cycles.min(16)).min(longest.max(misses))
+        let doubled = misses.saturating_mul(1 << self.missed_cycles.saturating_add(self.proofs).min(16)).min(longest.max(misses));
+        // With one miss there is no time to ask before the verdict; once a handshake has spoken for the path, there is.
+        if self.proofs > 0 { doubled.max(2) } else { doubled }
     }
 
     fn probe(&mut self, now: Instant) -> Action {
@@ -425,6 +435,7 @@ impl Failover {
         self.misses = 0;
         self.missed_windows = 0;
         self.missed_cycles = 0;
+        self.proofs = 0;
     }
 
     fn hold_down(&mut self, now: Instant) {

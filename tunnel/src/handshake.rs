@@ -51,6 +51,11 @@ impl HandshakeLog {
         self.unconfirmed_answers = self.unconfirmed_answers.saturating_add(1);
     }
 
+    /// Answers in a row that nobody confirmed.
+    pub(crate) const fn unconfirmed_answers(&self) -> u32 {
+        self.unconfirmed_answers
+    }
+
     pub(crate) const fn addressed_to_other_key(&mut self) {
         self.other_key = self.other_key.saturating_add(1);
     }

@@ -2,7 +2,7 @@
 //!
 //! An inner packet may be as large as the outer path allows less WireGuard's overhead. Azure fragments above
 //! 1,400 bytes and drops fragments that come out of order, Google's default network has 1,460, the rest 1,500.
-//! A path that silently takes less is found by probing, which is not done here yet; `mtu:` overrides.
+//! That is what a tunnel starts with; `mtu:` overrides. A path that silently takes less is found by `discovery`, peer by peer.
 
 /// Where a gateway stands, as far as the path's size depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -79,8 +79,9 @@ pub(crate) struct Peer {
     asked: Option<Instant>,
     /// When a cookie last made us ask again.
     cookie_at: Option<Instant>,
-    /// Indices of `tunn` taken since its session was confirmed.
+    /// Indices of `tunn` taken since that of its confirmed session, and the newest of them.
     indices_taken: u32,
+    newest_index: u32,
     /// The 24 bits that lead the session indices of `tunn`.
     index: u32,
     previous: Option<Previous>,
@@ -164,6 +165,7 @@ impl Peer {
             asked: None,
             cookie_at: None,
             indices_taken: 0,
+            newest_index: 0,
             left: None,
             path: Path::new(&settings, context.own, context.mtu, now),
             source: None,
@@ -211,6 +213,7 @@ impl Peer {
         self.candidate = None;
         self.asked = None;
         self.indices_taken = 0;
+        self.newest_index = 0;
     }
 
     /// The ring of sessions is about to come round to the one that stands: a `rekey` has to follow.
@@ -230,6 +233,9 @@ impl Peer {
         } else {
             self.wanted = !self.session;
         }
+        // A key that is announced no more takes nothing over.
+        let announced = |candidate: &Candidate| candidate.key == settings.public_key || settings.next_public_key == Some(candidate.key);
+        self.candidate = self.candidate.take().filter(announced);
         self.path.edit(&settings, self.endpoints.len(), self.active_endpoint().or_else(|| self.endpoints.is_empty().then_some(0)), now);
         self.settings = settings;
         rekey
@@ -404,6 +410,10 @@ impl Peer {
             TunnResult::Err(WireGuardError::InvalidPacket) => Err(DropReason::NotIpInside),
             TunnResult::Err(error) => return Err(data_drop(&error)),
         };
+        if current && (!self.session || self.unconfirmed.contains(&Some(index))) {
+            // A new session is no late datagram.
+            self.left = None;
+        }
         self.authenticated(datagram.len(), arrival, now);
         if candidate {
             self.take_candidate(now);
@@ -412,7 +422,10 @@ impl Peer {
             self.heard_by_key();
             if !self.session || self.unconfirmed.contains(&Some(index)) {
                 // The initiator's first data confirms the session that we answered.
+                // What was taken since lies between this session and its place in the ring.
+                let taken = self.newest_index.wrapping_sub(index) & 0xff;
                 self.confirm(false, now, batch);
+                self.indices_taken = taken;
             }
         }
         opened
@@ -446,9 +459,13 @@ impl Peer {
         let response = batch.space().get(4..8).and_then(|index| index.try_into().ok());
         self.unconfirmed.rotate_left(1);
         self.unconfirmed[3] = response.map(u32::from_le_bytes);
+        self.newest_index = self.unconfirmed[3].unwrap_or(self.newest_index);
         self.indices_taken += 1;
-        self.asked = Some(now);
         self.handshakes.answer_sent();
+        // Twice in vain is enough: perhaps our answers do not arrive, and what we ask does.
+        if self.handshakes.unconfirmed_answers() <= 2 {
+            self.asked = Some(now);
+        }
         self.answered(length, arrival, now, batch);
         Ok(())
     }
@@ -466,12 +483,15 @@ impl Peer {
         let Some(next) = self.settings.next_public_key else { return Err(DropReason::UnknownKey) };
         let other = if self.active_key == next { self.settings.public_key } else { next };
         let stands = |candidate: &Candidate| candidate.key == other && now.saturating_duration_since(candidate.since) < CANDIDATE;
-        if !self.candidate.as_ref().is_some_and(stands) {
-            let tunn = new_tunn(&self.settings, &other, key, index, unlimited);
-            self.candidate = Some(Candidate { tunn, index, key: other, since: now });
-        }
-        let Some(candidate) = &mut self.candidate else { return Err(DropReason::UnknownKey) };
-        let length = answer(&mut candidate.tunn, datagram, batch)?;
+        let length = match &mut self.candidate {
+            Some(candidate) if stands(candidate) => answer(&mut candidate.tunn, datagram, batch)?,
+            _ => {
+                let mut tunn = new_tunn(&self.settings, &other, key, index, unlimited);
+                let length = answer(&mut tunn, datagram, batch)?;
+                self.candidate = Some(Candidate { tunn, index, key: other, since: now });
+                length
+            }
+        };
         self.answered(length, arrival, now, batch);
         Ok(())
     }
@@ -538,6 +558,9 @@ impl Peer {
         if self.previous.as_ref().is_some_and(|previous| now >= previous.until) {
             self.previous = None;
         }
+        // Its timers do not run: its session must not outlive what one may.
+        let spent = |candidate: &Candidate| now.saturating_duration_since(candidate.since) >= SESSION_LIFETIME;
+        self.candidate = self.candidate.take().filter(|candidate| !spent(candidate));
         if batch.has_room(crate::PADDING + 32) {
             if let TunnResult::WriteToNetwork(datagram) = self.tunn.update_timers(batch.space()) {
                 let (length, kind) = (datagram.len(), datagram[0]);
@@ -548,7 +571,7 @@ impl Peer {
             self.session &= self.tunn.time_since_last_handshake().is_some();
         }
         let expired = self.expire_queue(now);
-        let due = if self.session { self.is_stale() || self.is_silent(now) } else { self.wants_session() };
+        let due = if self.session { self.is_stale(now) || self.is_silent(now) } else { self.wants_session() };
         if (due || self.renew) && self.initiate(self.renew, now, batch) {
             self.renew = false;
         }
@@ -571,8 +594,10 @@ impl Peer {
     }
 
     /// The session is due to be renewed, and renewing it falls to us.
-    fn is_stale(&self) -> bool {
-        self.initiator && self.settings.keepalive.is_some() && self.tunn.time_since_last_handshake().unwrap_or_default() >= REKEY_AFTER
+    fn is_stale(&self, now: Instant) -> bool {
+        // By our own clock: `Tunn` takes an answer that nobody confirmed for a session.
+        let old = self.last_handshake.is_some_and(|at| now.saturating_duration_since(at) >= REKEY_AFTER);
+        self.initiator && self.settings.keepalive.is_some() && old
     }
 
     /// A peer that keeps alive has not been heard for too long: a handshake tells whether it is still there.
@@ -604,6 +629,8 @@ impl Peer {
             self.handshakes.initiation_sent(now);
             self.tries += 1;
             self.trying_since.get_or_insert(now);
+            let index = batch.space().get(4..8).and_then(|index| index.try_into().ok());
+            self.newest_index = index.map_or(self.newest_index, u32::from_le_bytes);
             self.indices_taken += 1;
             self.asked = Some(now);
         }

@@ -96,11 +96,23 @@ pub struct LaneSnapshot {
     pub coalescing: bool,
     /// Super-packets that the kernel would not take after all.
     pub refused_super_packets: u64,
+    /// Inner packets of all peers.
+    pub sent_packets: u64,
+    pub received_packets: u64,
 }
 
 impl LaneSnapshot {
     pub const fn new(number: u16, port: u16) -> Self {
-        Self { number, port, attached: number == 0, segmentation: true, coalescing: true, refused_super_packets: 0 }
+        Self {
+            number,
+            port,
+            attached: number == 0,
+            segmentation: true,
+            coalescing: true,
+            refused_super_packets: 0,
+            sent_packets: 0,
+            received_packets: 0,
+        }
     }
 }
 

@@ -58,6 +58,8 @@ pub struct LaneStatus {
     pub segmentation: bool,
     pub coalescing: bool,
     pub refused_super_packets: u64,
+    pub sent_packets: u64,
+    pub received_packets: u64,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -249,6 +251,8 @@ const fn lane(lane: &LaneSnapshot) -> LaneStatus {
         segmentation: lane.segmentation,
         coalescing: lane.coalescing,
         refused_super_packets: lane.refused_super_packets,
+        sent_packets: lane.sent_packets,
+        received_packets: lane.received_packets,
     }
 }
 

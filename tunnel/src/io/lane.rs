@@ -101,7 +101,7 @@ impl Lane {
         let PreparedLane { socket, port, wake } = prepared;
         let (publisher, snapshot) =
             watch::channel(engine.snapshot(now, SystemTime::now(), LaneSnapshot::new(settings.number, socket.port())));
-        let (name, number, cpu) = (settings.name, settings.number, settings.cpu);
+        let (name, number, cpu, mtu) = (settings.name, settings.number, settings.cpu, engine.smallest_path());
         let thread = thread::Builder::new().name(format!("lane {number} {name}")).spawn({
             let wake = wake.clone();
             move || {
@@ -126,6 +126,7 @@ impl Lane {
                     room: vec![0; ROOM_BYTES],
                     unsent: HashMap::new(),
                     stale: false,
+                    path: mtu,
                 };
                 // A bug must not leave a silent tunnel: the closed snapshot channel tells the supervisor.
                 match catch_unwind(AssertUnwindSafe(|| running.run())) {
@@ -189,6 +190,8 @@ struct Running {
     unsent: HashMap<Endpoint, Instant>,
     /// An edit has made the published snapshot untrue.
     stale: bool,
+    /// The largest packet that the port was told of.
+    path: u32,
 }
 
 /// Which inputs have something, as far as is known.
@@ -237,7 +240,7 @@ impl Running {
                 Ok(Command::Change(change)) => self.engine.apply(*change, now),
                 Ok(Command::SetMtu(mtu)) => {
                     self.engine.set_mtu(mtu, now);
-                    self.port.set_mtu(mtu, now);
+                    self.port.set_mtu(self.engine.smallest_path(), now);
                 }
                 Ok(Command::SetPrivateKey(key)) => self.engine.set_private_key(key, now),
                 Ok(Command::Attach(attached)) => {
@@ -371,6 +374,11 @@ impl Running {
         while let Some(event) = self.engine.poll_event() {
             news = true;
             log(&event);
+        }
+        // The kernel learns of a smaller path by ICMP; the stack inside the process is told.
+        let path = self.engine.smallest_path();
+        if std::mem::replace(&mut self.path, path) != path {
+            self.port.set_mtu(path, now);
         }
         if news || now.saturating_duration_since(self.published) >= PUBLISH_EVERY {
             self.published = now;
