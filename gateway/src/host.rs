@@ -3,6 +3,7 @@
 //! Opened in an order in which nothing can leak: first the kill switch and the filter, then what lets traffic pass. It is
 //! all idempotent, and held against the kernel again and again, because others write there too.
 
+use std::collections::HashSet;
 use std::error::Error as _;
 use std::net::IpAddr;
 
@@ -154,12 +155,7 @@ impl Host {
             Err(_) => {}
             Ok(()) => self.failing = false,
         }
-        for route in self.waiting.iter().filter(|route| !before.contains(route)) {
-            warn!(prefix = %route.prefix(), next_hop = %route.next_hop(), "the tunnel's device is down: its routes wait, the kill switch stands");
-        }
-        for route in before.iter().filter(|route| !self.waiting.contains(route)) {
-            info!(prefix = %route.prefix(), next_hop = %route.next_hop(), "the tunnel's device is up again");
-        }
+        say_what_waits(&missing(&self.waiting, &before), &missing(&before, &self.waiting));
     }
 
     /// Each part on its own: one that cannot be put back must not keep the kill switch from it.
@@ -220,6 +216,33 @@ impl Host {
     }
 }
 
+/// Those of `routes` that are not among `others`. In linear time: all routes of a tunnel begin to wait at once.
+fn missing<'a>(routes: &'a [Route], others: &[Route]) -> Vec<&'a Route> {
+    let others: HashSet<&Route> = others.iter().collect();
+    routes.iter().filter(|route| !others.contains(route)).collect()
+}
+
+/// A line for each route, or one with their number.
+fn say_what_waits(waiting: &[&Route], back: &[&Route]) {
+    if waiting.len() > MANY_ROUTES {
+        warn!(routes = waiting.len(), "the tunnel's device is down: its routes wait, the kill switch stands");
+    } else {
+        for route in waiting {
+            warn!(prefix = %route.prefix(), next_hop = %route.next_hop(), "the tunnel's device is down: its routes wait, the kill switch stands");
+        }
+    }
+    if back.len() > MANY_ROUTES {
+        info!(routes = back.len(), "the tunnel's device is up again");
+    } else {
+        for route in back {
+            info!(prefix = %route.prefix(), next_hop = %route.next_hop(), "the tunnel's device is up again");
+        }
+    }
+}
+
+/// From more routes than these on, a line for each would hide all else in the log.
+const MANY_ROUTES: usize = 16;
+
 /// A refusal and why, in one line: that a route could not be added says little without it.
 fn with_cause(error: &KernelError) -> String {
     match error.source() {
@@ -261,9 +284,18 @@ fn sysctl(name: &str) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
+    use routing::NextHop;
     use routing::io::Operation;
 
     use super::*;
+
+    #[test]
+    fn tells_which_routes_began_to_wait() {
+        let route = |prefix: &str| Route::new(prefix.parse().expect("well formed"), NextHop::Interface("sky0".to_owned()), 100);
+        let (before, now) = ([route("10.20.0.0/16"), route("10.30.0.0/16")], [route("10.30.0.0/16"), route("10.40.0.0/16")]);
+        assert_eq!(missing(&now, &before), [&now[1]]);
+        assert_eq!(missing(&before, &now), [&before[0]]);
+    }
 
     #[test]
     fn an_error_of_the_kernel_says_why() {

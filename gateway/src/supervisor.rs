@@ -103,6 +103,21 @@ impl From<SetError> for ReloadError {
     }
 }
 
+/// An inward filter by its name in the kernel.
+#[derive(Debug)]
+pub struct FilterName {
+    gateway: String,
+    tunnels: Vec<String>,
+}
+
+impl FilterName {
+    /// Asks `nft`.
+    pub async fn is_loaded(&self) -> bool {
+        let tunnels: Vec<&str> = self.tunnels.iter().map(String::as_str).collect();
+        routing::io::nft::is_loaded(&self.gateway, &tunnels).await
+    }
+}
+
 /// What a reload did.
 #[derive(Debug, Clone)]
 pub struct Reloaded {
@@ -280,12 +295,19 @@ impl Supervisor {
         Ok(())
     }
 
+    /// The inward filter to ask `nft` for, every so often: that takes a process, which nobody else should wait for.
+    pub fn filter_to_look_at(&mut self) -> Option<FilterName> {
+        let tunnels = self.tun(&self.settings).into_iter().map(|tunnel| tunnel.name.clone()).collect();
+        let due = self.host.as_mut().is_some_and(Host::filter_to_look_at);
+        due.then(|| FilterName { gateway: self.settings.gateway.name.clone(), tunnels })
+    }
+
     /// Holds the kernel against the settings, and puts back what somebody else changed; takes secrets that changed.
-    pub async fn maintain(&mut self) {
+    pub async fn maintain(&mut self, filter_gone: bool) {
         self.renew_secrets().await;
         let tun = self.tun(&self.settings);
         if let Some(host) = &mut self.host {
-            host.maintain(&self.settings, &tun).await;
+            host.maintain(&self.settings, &tun, filter_gone).await;
         }
     }
 

@@ -31,7 +31,6 @@ impl Fib {
     /// 3. A protected default (0.0.0.0/0, ::/0) gets none unless `routes` sends it. As an allowed IP it says that the
     ///    peer may be a way to everywhere, not that it is the only one, and an unreachable default in a table that is
     ///    looked up before `main` would cut the host off.
-    ///
     /// 4. Where more than 1,000 prefixes of one interface are to be unreachable by 2, they are aggregated: fewer routes
     ///    that cover the same addresses. A prefix stays beside its aggregate if a route, which can only be another
     ///    interface's, would come between the two and send it away. So no address is answered otherwise than without.
@@ -55,11 +54,8 @@ impl Fib {
         for route in &routed {
             fib.insert(Route::kill_switch(route.prefix()));
             sent.insert(route.prefix());
-            match route.next_hop() {
-                NextHop::Interface(name) => {
-                    sent_through.entry(name.as_str()).or_default().insert(route.prefix());
-                }
-                NextHop::Unreachable => {}
+            if let NextHop::Interface(name) = route.next_hop() {
+                sent_through.entry(name.as_str()).or_default().insert(route.prefix());
             }
         }
         let mut uncovered: BTreeMap<&str, Vec<IpNet>> = BTreeMap::new();
@@ -119,8 +115,8 @@ fn with_supernets(prefix: IpNet) -> impl Iterator<Item = IpNet> {
     std::iter::successors(Some(prefix.trunc()), IpNet::supernet)
 }
 
-/// Fewer prefixes for the same addresses, and with them each of `prefixes` that one of `sent` lies above and its aggregate
-/// does not lie below. `prefixes`: without host bits.
+/// The fewest prefixes that cover the same addresses, and with them each of `prefixes` that lies inside one of `sent`
+/// which in turn is its aggregate or lies inside it. `prefixes`: without host bits.
 fn aggregated(prefixes: Vec<IpNet>, sent: &HashSet<IpNet>) -> Vec<IpNet> {
     let aggregates: HashSet<IpNet> = IpNet::aggregate(&prefixes).into_iter().collect();
     let stays = |prefix: &IpNet| {

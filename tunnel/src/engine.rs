@@ -475,8 +475,7 @@ impl Engine {
             return Ok(Opened::Quiet);
         }
         if probe::answer(packet, &self.addresses) {
-            // Not padded: it was as long as it was for a reason. What finds no room is a lost answer.
-            let _lost = peer.send(packet, now, batch);
+            peer.answer_probe(packet, now, batch);
             return Ok(Opened::Quiet);
         }
         peer.traffic.received_packets += 1;

@@ -386,6 +386,14 @@ impl Peer {
         Ok(())
     }
 
+    /// Seals the answer to a probe: no packet of anybody's, and not padded, because it was as long as it was for a reason.
+    pub(crate) fn answer_probe(&mut self, packet: &[u8], now: Instant, batch: &mut Batch) {
+        if self.has_session() {
+            // What finds no room is a lost answer.
+            let _lost = self.seal(packet, now, batch);
+        }
+    }
+
     /// Opens a datagram that carries one of our indices, and lets the endpoint follow if it authenticates.
     pub(crate) fn receive<'a>(
         &mut self,

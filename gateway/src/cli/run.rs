@@ -93,7 +93,12 @@ async fn maintain(supervisor: Shared) {
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         every.tick().await;
-        supervisor.lock().await.maintain().await;
+        let filter = supervisor.lock().await.filter_to_look_at();
+        let gone = match filter {
+            Some(filter) => !filter.is_loaded().await,
+            None => false,
+        };
+        supervisor.lock().await.maintain(gone).await;
     }
 }
 

@@ -453,7 +453,7 @@ mod tests {
     fn silence_is_named_and_ends_the_changes() {
         let error = silent(Operation::ListInterfaces);
         assert!(concerns_all(&error));
-        let KernelError::Refused { operation, source } = error else { panic!("{error}") };
+        let KernelError::Refused { operation, source } = error else { panic!("another error") };
         assert_eq!(format!("cannot {operation}: {source}"), "cannot list the interfaces: the kernel has not answered within 5 s");
     }
 

@@ -31,8 +31,6 @@ const KEEPALIVE: StackDuration = StackDuration::from_secs(30);
 const ACK_DELAY: StackDuration = StackDuration::from_millis(2);
 /// Half of smoltcp's TIME-WAIT (`CLOSE_DELAY`).
 const TIME_WAIT_HALF: StackDuration = StackDuration::from_secs(5);
-/// A stream that the relay let go may take this long to end in order (Linux's tcp_fin_timeout).
-const LAST_WORDS: Duration = Duration::from_secs(60);
 
 /// How much memory a stream may use; see the module's statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,7 +71,7 @@ pub(super) struct Flow {
     pub(super) pending: bool,
     /// Its place among the timers.
     pub(super) due: Option<StackInstant>,
-    /// The last acknowledgement that came.
+    /// The last acknowledgement that smoltcp took: the number of our oldest byte that it keeps. None before it took one.
     pub(super) acknowledged: Option<u32>,
     /// Since when TIME-WAIT has waited for the relay to read.
     unread_since: Option<StackInstant>,
@@ -136,6 +134,28 @@ impl Flow {
         self.sockets.get::<tcp::Socket<'static>>(self.handle).state()
     }
 
+    /// Whether both ends have agreed on the connection, and nobody has broken it off (RFC 9293 §3.3.2).
+    pub(super) fn is_synchronized(&self) -> bool {
+        !matches!(self.state(), tcp::State::Closed | tcp::State::Listen | tcp::State::SynSent | tcp::State::SynReceived)
+    }
+
+    /// How many sequence numbers behind `acknowledged` smoltcp takes an acknowledgement for: queued bytes and our FIN.
+    pub(super) fn unacknowledged(&self) -> u32 {
+        let socket = self.sockets.get::<tcp::Socket<'static>>(self.handle);
+        let fin = matches!(socket.state(), tcp::State::FinWait1 | tcp::State::Closing | tcp::State::LastAck);
+        u32::try_from(socket.send_queue() + usize::from(fin)).unwrap_or(u32::MAX)
+    }
+
+    /// Notes what smoltcp took of a segment that acknowledges `number`; `before` was unacknowledged before it was shown.
+    pub(super) fn note_acknowledged(&mut self, before: u32, number: Option<u32>) {
+        self.acknowledged = match self.acknowledged {
+            Some(last) => Some(last.wrapping_add(before.saturating_sub(self.unacknowledged()))),
+            // The number that opens a connection is checked to be the only one possible.
+            None if self.is_synchronized() => number,
+            None => None,
+        };
+    }
+
     /// Takes back the reply of a dial that could not begin.
     pub(super) fn into_reply(self) -> Option<DialReply> {
         match self.purpose {
@@ -153,10 +173,14 @@ impl Flow {
         self.is_opening() && matches!(self.state(), tcp::State::Listen | tcp::State::Closed)
     }
 
-    /// All was said and read, and only TIME-WAIT is left, or less: it may go if its place is needed.
+    /// All was said and read and told, and only TIME-WAIT is left, or less: it may go if its place is needed.
     pub(super) fn is_lingering(&self) -> bool {
+        let told = match &self.purpose {
+            Purpose::Open(open) => open.is_told(),
+            Purpose::Opening { .. } | Purpose::Dialing { .. } => false,
+        };
         let socket = self.sockets.get::<tcp::Socket<'static>>(self.handle);
-        matches!(socket.state(), tcp::State::TimeWait | tcp::State::Closed) && !socket.can_recv()
+        told && matches!(socket.state(), tcp::State::TimeWait | tcp::State::Closed) && !socket.can_recv()
     }
 
     /// TIME-WAIT ends by throwing away what the relay has not read yet (`reset`): it must not, however slow the relay is.
@@ -220,6 +244,11 @@ impl Flow {
         let cx = Context::from_waker(&self.waker);
         open.upward(socket, &cx);
         open.downward(socket, &cx);
+        // Asked last: whoever saw the relay's end above sees this too.
+        if open.is_abandoned() {
+            socket.abort();
+            return false;
+        }
         !open.is_over(socket)
     }
 
@@ -237,7 +266,7 @@ impl Flow {
                 }
                 true
             }
-            Purpose::Open(open) => open.let_go(now).is_some_and(|since| now >= since + LAST_WORDS),
+            Purpose::Open(open) => open.has_expired(self.sockets.get::<tcp::Socket<'static>>(self.handle), now),
         }
     }
 }

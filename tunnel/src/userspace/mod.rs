@@ -29,7 +29,7 @@
 //! With 32 and 992 of them that is 72 + 155 = 227 MiB at most. It is asked of the system zeroed and not touched before it is
 //! used, so that what is resident is as a rule far less. Packets on their way out add at most 1 MiB, buffers kept for them 4
 //! MiB. Streams in TIME-WAIT count; they give way when the last place is asked for. Streams that are being opened towards us
-//! count too.
+//! count too; they may be half of the large ones, so that SYNs alone do not take every large place.
 
 mod device;
 mod flow;

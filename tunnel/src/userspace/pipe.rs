@@ -97,13 +97,19 @@ impl Pipe {
         wake(waker);
     }
 
-    /// The reader has gone: what stands is lost, and the writer is told.
-    pub(super) fn desert(&self) {
+    /// The reader has gone: what stands is lost, and the writer is told. Whether there was any.
+    pub(super) fn desert(&self) -> bool {
         let mut half = self.lock();
         half.deserted = true;
-        let waker = half.writer.take();
+        let (lost, waker) = (half.length > 0, half.writer.take());
         drop(half);
         wake(waker);
+        lost
+    }
+
+    /// Bytes that were written and not read yet.
+    pub(super) fn bytes(&self) -> usize {
+        self.lock().length
     }
 
     fn lock(&self) -> MutexGuard<'_, Half> {
@@ -238,7 +244,11 @@ mod tests {
         assert_eq!(pipe.read(&mut [0; 8], &cx), Taken::Bytes(2));
         assert_eq!(pipe.read(&mut [0; 8], &cx), Taken::Ended);
         let pipe = Pipe::new(8);
-        pipe.desert();
+        assert!(!pipe.desert(), "nothing is lost");
         assert_eq!(pipe.write(&[1], &cx), Written::Deserted);
+        let pipe = Pipe::new(8);
+        assert_eq!(pipe.write(&[1, 2], &cx), Written::Bytes(2));
+        assert_eq!(pipe.bytes(), 2);
+        assert!(pipe.desert(), "two bytes are lost");
     }
 }

@@ -1,4 +1,4 @@
-//! Just enough of TCP in an IP packet: whose it is, whether its checksum holds, and acknowledgements in steps.
+//! Just enough of TCP in an IP packet: whose it is, whether its checksum holds, and in which other form smoltcp is to see it.
 //!
 //! smoltcp looks for a packet's socket by asking every socket it was given, so the stack finds the flow itself, by the four
 //! values of a [`Tuple`], and shows smoltcp that one alone.
@@ -9,23 +9,44 @@
 //! would take seconds to fill. So one acknowledgement of much is shown as several of little. That is byte counting as in RFC
 //! 3465, without its limit, as in Linux; the window itself stays smoltcp's to choose.
 //!
-//! Not followed: IPv6 extension headers and IPv4 fragments. TCP behind them finds no flow. Source: RFC 9293 §3.1, RFC 791
-//! §3.1, RFC 8200 §3.
+//! **FIN apart.** smoltcp cuts from a segment what lies behind its window and believes a FIN behind it all the same (0.14,
+//! `socket/tcp.rs` 1774, 1869): the stream would end early, in order. So such a segment is shown without FIN, and then FIN
+//! alone, which smoltcp believes only if nothing is missing before it.
+//!
+//! **Challenges.** smoltcp drops a SYN for a connection that stands without a word (line 1660), so that a peer that has
+//! restarted would wait for our timeouts. RFC 5961 §4 wants a challenge ACK. smoltcp sends one for an acknowledgement of what
+//! was never sent, at most one a second for each socket, and so the SYN is shown as that, whatever its sequence number.
+//!
+//! **Fragments** are recognized, so that the stack can drop them: smoltcp would take the first for a whole packet, as it is
+//! built here. Inside the tunnel nobody has to fragment TCP.
+//!
+//! Not followed: IPv6 extension headers. TCP behind them finds no flow. Source: RFC 9293 §3.1, RFC 791 §3.1, RFC 8200 §3 and §4.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use smoltcp::wire::{IpAddress, IpProtocol, TcpPacket, checksum};
+use smoltcp::wire::{IpAddress, IpProtocol, Ipv4Packet, TcpPacket, checksum};
 
 const TCP: u8 = 6;
+/// IPv6's headers that may stand before others, and the one of fragments (RFC 8200 §4).
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const DESTINATION: u8 = 60;
+const FIN_SYN_RST: u8 = 0x07;
 const FIN_SYN_RST_PSH: u8 = 0x0f;
+const FIN: u8 = 0x01;
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
+/// Where the numbers and the flags stand in TCP's header.
+const SEQUENCE: usize = 4;
+const ACKNOWLEDGEMENT: usize = 8;
+const FLAGS: usize = 13;
 /// The longest IPv4 header and the longest TCP header.
 const HEADERS_BYTES: usize = 120;
 /// Steps that one acknowledgement is shown in, at most.
 const STEPS: u32 = 64;
-/// An acknowledgement of more than any window here is none of ours.
-const MOST_ACKNOWLEDGED: u32 = 1 << 21;
+/// Further ahead than any window: a number that was never sent.
+const NEVER_SENT: u32 = 1 << 30;
 
 /// What a flow is found by, seen from here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -96,7 +117,7 @@ impl<'a> Segment<'a> {
 
     /// The acknowledgement number, if it says something.
     pub(super) fn acknowledges(&self) -> Option<u32> {
-        (self.flags() & ACK != 0).then(|| self.number(8))
+        (self.flags() & ACK != 0).then(|| self.number(ACKNOWLEDGEMENT))
     }
 
     /// Whether the checksum is right, or is the pseudo-header's alone: what joined verified segments leaves it so.
@@ -106,24 +127,50 @@ impl<'a> Segment<'a> {
         tcp.verify_partial_checksum(&source, &destination) || tcp.verify_checksum(&source, &destination)
     }
 
-    /// The smaller acknowledgements that a bare acknowledgement is to be preceded by, if `before` was the last one. Each
-    /// covers at least `step` bytes.
-    pub(super) fn steps(&self, before: u32, step: u32) -> Option<Steps> {
-        if self.payload_bytes() > 0 || self.flags() & FIN_SYN_RST_PSH != 0 || self.packet.len() > HEADERS_BYTES {
+    /// The smaller acknowledgements that a bare acknowledgement is to be preceded by, if `before` was the last one and
+    /// `unacknowledged` numbers behind it may be acknowledged. Each covers at least `step` bytes.
+    pub(super) fn steps(&self, before: u32, unacknowledged: u32, step: u32) -> Option<Steps> {
+        if self.payload_bytes() > 0 || self.flags() & FIN_SYN_RST_PSH != 0 {
             return None;
         }
         let covered = self.acknowledges()?.wrapping_sub(before);
         let step = step.max(covered.div_ceil(STEPS)).max(1);
-        if covered <= step || covered > MOST_ACKNOWLEDGED {
+        if covered <= step || covered > unacknowledged {
             return None;
         }
-        let mut header = [0; HEADERS_BYTES];
-        header[..self.packet.len()].copy_from_slice(self.packet);
-        Some(Steps { header, length: self.packet.len(), field: self.start + 8, next: before, left: covered, step })
+        Some(Steps { bare: Bare::of(self), next: before, left: covered, step })
+    }
+
+    /// Whether it has to be shown in two parts, [`Self::put_without_fin`] and [`Self::fin_alone`].
+    pub(super) fn ends_behind_payload(&self) -> bool {
+        self.payload_bytes() > 0 && self.flags() & FIN_SYN_RST == FIN
+    }
+
+    /// Its first part, everything but FIN, a whole packet in place of what `room` held.
+    pub(super) fn put_without_fin(&self, room: &mut Vec<u8>) {
+        room.clear();
+        room.extend_from_slice(self.packet);
+        room[self.start + FLAGS] &= !FIN;
+    }
+
+    /// Its second part, FIN where it stands: behind the payload.
+    pub(super) fn fin_alone(&self) -> Bare {
+        let payload = u32::try_from(self.payload_bytes()).unwrap_or(u32::MAX);
+        let mut bare = Bare::of(self);
+        bare.set_number(SEQUENCE, self.number(SEQUENCE).wrapping_add(payload));
+        bare
+    }
+
+    /// In place of a SYN: what smoltcp answers with a challenge ACK, if `acknowledged` was the last acknowledgement.
+    pub(super) fn challenged(&self, acknowledged: u32) -> Bare {
+        let mut bare = Bare::of(self);
+        bare.set_number(ACKNOWLEDGEMENT, acknowledged.wrapping_add(NEVER_SENT));
+        bare.bytes[bare.start + FLAGS] = ACK;
+        bare
     }
 
     fn flags(&self) -> u8 {
-        self.packet[self.start + 13]
+        self.packet[self.start + FLAGS]
     }
 
     /// The 16 bits at `at` in TCP's header.
@@ -137,13 +184,48 @@ impl<'a> Segment<'a> {
     }
 }
 
-/// One acknowledgement in steps, the last one left out. Checksums are not mended: nobody looks at them again.
+/// A segment's headers as a packet of their own. TCP's checksum is not mended: nobody looks at it again.
+#[derive(Debug)]
+pub(super) struct Bare {
+    bytes: [u8; HEADERS_BYTES],
+    length: usize,
+    /// Where TCP's header begins.
+    start: usize,
+}
+
+impl Bare {
+    fn of(segment: &Segment<'_>) -> Self {
+        let (start, length) = (segment.start, segment.payload);
+        let mut bytes = [0; HEADERS_BYTES];
+        // Neither of the two headers is longer than 60 bytes: their lengths have four bits.
+        bytes[..length].copy_from_slice(&segment.packet[..length]);
+        if segment.payload_bytes() > 0 {
+            let word = |length: usize| u16::try_from(length).unwrap_or(u16::MAX);
+            if segment.source.is_ipv4() {
+                let mut header = Ipv4Packet::new_unchecked(&mut bytes[..]);
+                header.set_total_len(word(length));
+                header.fill_checksum();
+            } else {
+                bytes[4..6].copy_from_slice(&word(length - start).to_be_bytes());
+            }
+        }
+        Self { bytes, length, start }
+    }
+
+    pub(super) fn packet(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+
+    /// Writes the 32 bits at `at` in TCP's header.
+    fn set_number(&mut self, at: usize, number: u32) {
+        self.bytes[self.start + at..self.start + at + 4].copy_from_slice(&number.to_be_bytes());
+    }
+}
+
+/// One acknowledgement in steps, the last one left out.
 #[derive(Debug)]
 pub(super) struct Steps {
-    header: [u8; HEADERS_BYTES],
-    length: usize,
-    /// Where the acknowledgement number stands.
-    field: usize,
+    bare: Bare,
     next: u32,
     left: u32,
     step: u32,
@@ -157,9 +239,30 @@ impl Steps {
         }
         self.left -= self.step;
         self.next = self.next.wrapping_add(self.step);
-        self.header[self.field..self.field + 4].copy_from_slice(&self.next.to_be_bytes());
-        Some(&self.header[..self.length])
+        self.bare.set_number(ACKNOWLEDGEMENT, self.next);
+        Some(self.bare.packet())
     }
+}
+
+/// Whether `packet` is a fragment of one. What is too short to tell is none. Every offset is checked here.
+pub(super) fn is_fragment(packet: &[u8]) -> bool {
+    match packet.first().map(|first| first >> 4) {
+        // More fragments, or an offset.
+        Some(4) => packet.first_chunk::<8>().is_some_and(|header| u16::from_be_bytes([header[6], header[7]]) & 0x3fff != 0),
+        Some(6) => has_fragment_header(packet).unwrap_or(false),
+        _ => false,
+    }
+}
+
+/// Whether the headers of an IPv6 packet lead to the one of fragments; None if the packet ends before.
+fn has_fragment_header(packet: &[u8]) -> Option<bool> {
+    let (mut kind, mut at) = (*packet.get(6)?, 40usize);
+    while matches!(kind, HOP_BY_HOP | ROUTING | DESTINATION) {
+        let header: &[u8; 2] = packet.get(at..)?.first_chunk()?;
+        kind = header[0];
+        at += (usize::from(header[1]) + 1) * 8;
+    }
+    Some(kind == FRAGMENT)
 }
 
 /// What there is to say of a TCP packet that smoltcp wrote, for whoever completes its checksum or cuts it.
@@ -253,20 +356,79 @@ pub(super) mod tests {
         for (from, to) in ends() {
             let bytes = packet(from, to, &bare(from, to, 5, Some(10_500)));
             let segment = Segment::parse(&bytes).expect("a segment");
-            let numbers = |before: u32, step| {
-                let mut steps = segment.steps(before, step)?;
+            let numbers = |before: u32, unacknowledged, step| {
+                let mut steps = segment.steps(before, unacknowledged, step)?;
                 let mut numbers = Vec::new();
                 while let Some(bytes) = steps.next() {
                     numbers.push(Segment::parse(bytes).and_then(|segment| segment.acknowledges()).expect("a number"));
                 }
                 Some(numbers)
             };
-            assert_eq!(numbers(6_500, 1_300), Some(vec![7_800, 9_100, 10_400]));
-            assert_eq!(numbers(9_200, 1_300), None, "one step");
-            assert_eq!(numbers(10_501, 1_300), None, "an old one");
+            assert_eq!(numbers(6_500, 4_000, 1_300), Some(vec![7_800, 9_100, 10_400]));
+            assert_eq!(numbers(6_500, 3_999, 1_300), None, "of what was never sent");
+            assert_eq!(numbers(9_200, 4_000, 1_300), None, "one step");
+            assert_eq!(numbers(10_501, 4_000, 1_300), None, "an old one");
             let before = 10_500u32.wrapping_sub(500_000);
-            assert!(numbers(before, 1_300).is_some_and(|numbers| numbers.len() < STEPS as usize));
+            assert!(numbers(before, 500_000, 1_300).is_some_and(|numbers| numbers.len() < STEPS as usize));
         }
+    }
+
+    #[test]
+    fn a_fin_behind_payload_comes_apart() {
+        for (from, to) in ends() {
+            let sequence = u32::MAX - 2;
+            let plain = bare(from, to, sequence, Some(9));
+            let bytes = packet(from, to, &TcpRepr { control: TcpControl::Fin, payload: b"seven b", ..plain });
+            let segment = Segment::parse(&bytes).expect("a segment");
+            assert!(segment.ends_behind_payload());
+            let mut first = vec![1, 2, 3];
+            segment.put_without_fin(&mut first);
+            let first = Segment::parse(&first).expect("a segment");
+            assert_eq!((first.flags(), first.number(SEQUENCE), first.payload_bytes()), (ACK, sequence, 7));
+            let alone = segment.fin_alone();
+            let second = Segment::parse(alone.packet()).expect("a segment");
+            assert_eq!((second.flags(), second.number(SEQUENCE), second.payload_bytes()), (FIN | ACK, 4, 0));
+            assert_eq!((second.packet.len(), second.tuple()), (alone.packet().len(), segment.tuple()));
+            assert!(from.is_ipv6() || Ipv4Packet::new_unchecked(alone.packet()).verify_checksum());
+            assert!(!second.ends_behind_payload());
+            let reset = packet(from, to, &TcpRepr { control: TcpControl::Rst, payload: b"why", ..plain });
+            assert!(!Segment::parse(&reset).expect("a segment").ends_behind_payload());
+        }
+    }
+
+    #[test]
+    fn a_syn_becomes_an_acknowledgement_of_what_was_never_sent() {
+        for (from, to) in ends() {
+            let bytes = packet(from, to, &TcpRepr { control: TcpControl::Syn, payload: b"early", ..bare(from, to, 5, None) });
+            let challenged = Segment::parse(&bytes).expect("a segment").challenged(u32::MAX);
+            let segment = Segment::parse(challenged.packet()).expect("a segment");
+            assert_eq!((segment.flags(), segment.acknowledges(), segment.payload_bytes()), (ACK, Some(NEVER_SENT - 1), 0));
+        }
+    }
+
+    #[test]
+    fn knows_a_fragment_of_either_family() {
+        let [four, six] = ends().map(|(from, to)| packet(from, to, &TcpRepr { payload: b"payload", ..bare(from, to, 5, Some(9)) }));
+        assert!(!is_fragment(&four) && !is_fragment(&six));
+        for (field, fragment) in [([0x40, 0], false), ([0x20, 0], true), ([0, 1], true), ([0x1f, 0xff], true)] {
+            let mut bytes = four.clone();
+            bytes[6..8].copy_from_slice(&field);
+            assert_eq!(is_fragment(&bytes), fragment, "{field:?}");
+        }
+        let (fixed, rest) = six.split_at(40);
+        let behind = |kinds: &[u8]| {
+            let mut bytes = fixed.to_vec();
+            bytes[6] = kinds[0];
+            for next in kinds[1..].iter().chain(&[TCP]) {
+                bytes.extend([*next, 0, 0, 0, 0, 0, 0, 0]);
+            }
+            bytes.extend_from_slice(rest);
+            bytes
+        };
+        assert!(is_fragment(&behind(&[FRAGMENT])));
+        assert!(is_fragment(&behind(&[HOP_BY_HOP, DESTINATION, ROUTING, FRAGMENT])));
+        assert!(!is_fragment(&behind(&[HOP_BY_HOP, DESTINATION])));
+        assert!(!is_fragment(&behind(&[HOP_BY_HOP, DESTINATION])[..48]), "it ends before");
     }
 
     proptest! {
@@ -284,11 +446,13 @@ pub(super) mod tests {
             }
             if let Some(segment) = Segment::parse(&bytes) {
                 let _any = (segment.tuple(), segment.checksum_holds(), segment.payload_bytes());
-                if let Some(mut steps) = segment.steps(0, 100) {
+                if let Some(mut steps) = segment.steps(0, u32::MAX, 100) {
                     while steps.next().is_some() {}
                 }
+                let _any = (segment.challenged(0), segment.fin_alone());
+                segment.put_without_fin(&mut Vec::new());
             }
-            let _any = prepare_checksum(&mut bytes);
+            let _any = (is_fragment(&bytes), prepare_checksum(&mut bytes));
         }
     }
 }

@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::device::{Outbox, Port};
 use super::flow::{DialReply, Flow, Size};
 use super::ready::Ready;
-use super::segment::{Segment, Tuple};
+use super::segment::{Segment, Tuple, is_fragment};
 use super::stream::{Accepted, DialError, Listener, Stream};
 use super::{LARGE_STREAMS, MAX_STREAMS};
 use crate::io::Wake;
@@ -113,6 +113,8 @@ pub(crate) struct Stack {
     ready: Arc<Ready>,
     /// Numbers taken from `ready`, kept to use its memory again.
     serving: Vec<u32>,
+    /// A packet that had to be changed before smoltcp sees it, kept for the same reason.
+    changed: Vec<u8>,
     /// Flows that may have something to send, in turn.
     pending: VecDeque<u32>,
     /// When smoltcp wants to be asked again, for each flow that it is so.
@@ -144,6 +146,7 @@ impl Stack {
             requests: settings.requests,
             ready: Arc::new(Ready::new(wake)),
             serving: Vec::new(),
+            changed: Vec::new(),
             pending: VecDeque::new(),
             timers: BTreeSet::new(),
             nobody: SocketSet::new(Vec::new()),
@@ -155,18 +158,25 @@ impl Stack {
 
     /// Takes an inner packet that came out of the tunnel, or a TCP super-packet made of several, with a right checksum or
     /// with the pseudo-header's sum in its place.
+    ///
+    /// Dropped, as by any host and without a counter of ours: wrong checksums, fragments, SYNs for which there is no room.
     pub(crate) fn handle_packet(&mut self, packet: &[u8], now: Instant) {
         self.ready.stay_awake();
         let at = self.time(now);
         let Some(segment) = Segment::parse(packet) else {
-            return self.answer(packet, at);
+            if !is_fragment(packet) {
+                self.answer(packet, at);
+            }
+            return;
         };
         if !segment.checksum_holds() {
             return;
         }
         let tuple = segment.tuple();
-        let found = self.by_tuple.get(&tuple).copied();
-        let number = match found {
+        if segment.opens() {
+            self.make_way(tuple, at);
+        }
+        let number = match self.by_tuple.get(&tuple).copied() {
             Some(number) => number,
             None if segment.opens() && self.listens(tuple.local) => match self.open(tuple, now) {
                 Some(number) => number,
@@ -176,22 +186,31 @@ impl Stack {
         };
         let largest = u32::try_from(self.mtu.saturating_sub(HEADERS_BYTES)).unwrap_or(u32::MAX);
         let Some(flow) = self.flows.get_mut(number as usize).and_then(Option::as_mut) else { return };
-        let acknowledged = segment.acknowledges();
-        if let Some(mut steps) = flow.acknowledged.and_then(|before| segment.steps(before, largest)) {
+        let mut show = |packet: &[u8], sockets: &mut SocketSet<'static>| {
+            let mut port = Port { packet: Some(packet), outbox: &mut self.outbox, mtu: self.mtu, urgent: false };
+            self.interface.poll_ingress_single(at, &mut port, sockets);
+        };
+        if segment.opens() && flow.is_synchronized() {
+            if let Some(acknowledged) = flow.acknowledged {
+                show(segment.challenged(acknowledged).packet(), &mut flow.sockets);
+            }
+            return;
+        }
+        let unacknowledged = flow.unacknowledged();
+        if let Some(mut steps) = flow.acknowledged.and_then(|before| segment.steps(before, unacknowledged, largest)) {
             while let Some(step) = steps.next() {
-                let mut port = Port { packet: Some(step), outbox: &mut self.outbox, mtu: self.mtu, urgent: false };
-                self.interface.poll_ingress_single(at, &mut port, &mut flow.sockets);
+                show(step, &mut flow.sockets);
             }
         }
         flow.acknowledge_at_once(segment.payload_bytes() > self.mtu);
-        let mut port = Port { packet: Some(packet), outbox: &mut self.outbox, mtu: self.mtu, urgent: false };
-        self.interface.poll_ingress_single(at, &mut port, &mut flow.sockets);
-        if let Some(acknowledged) = acknowledged {
-            // An old one that was overtaken on its way says nothing.
-            if flow.acknowledged.is_none_or(|before| acknowledged.wrapping_sub(before) <= u32::MAX / 2) {
-                flow.acknowledged = Some(acknowledged);
-            }
+        if segment.ends_behind_payload() {
+            segment.put_without_fin(&mut self.changed);
+            show(&self.changed, &mut flow.sockets);
+            show(segment.fin_alone().packet(), &mut flow.sockets);
+        } else {
+            show(packet, &mut flow.sockets);
         }
+        flow.note_acknowledged(unacknowledged, segment.acknowledges());
         if flow.is_broken_off() {
             self.remove(number, at);
         } else {
@@ -297,7 +316,7 @@ impl Stack {
         let Some(number) = self.free_number(self.time(now)) else {
             return Err((Some(reply), DialError::TooMany));
         };
-        let size = self.free_size();
+        let size = self.free_size(false);
         let mut flow = Flow::dialing(tuple, size, number, &self.ready, deadline, reply);
         let local = (IpAddress::from(own), tuple.local.port());
         if flow.socket().connect(self.interface.context(), IpEndpoint::from(remote), local).is_err() {
@@ -306,6 +325,16 @@ impl Stack {
         }
         self.add(number, flow);
         Ok(())
+    }
+
+    /// Removes what only lingers of a flow, for a SYN with its four-tuple (RFC 9293 §3.6.1, MAY-2). Not followed of it: our new
+    /// sequence numbers are random and not larger than the old ones, and an old duplicate does not bring TIME-WAIT back.
+    fn make_way(&mut self, tuple: Tuple, at: StackInstant) {
+        if let Some(number) = self.by_tuple.get(&tuple).copied()
+            && self.flows.get(number as usize).and_then(Option::as_ref).is_some_and(|flow| flow.is_lingering())
+        {
+            self.remove(number, at);
+        }
     }
 
     /// Whether SYNs to `local` are answered.
@@ -320,7 +349,7 @@ impl Stack {
             return None;
         }
         let number = self.free_number(self.time(now))?;
-        let size = self.free_size();
+        let size = self.free_size(true);
         let Some(flow) = Flow::opening(tuple, size, number, &self.ready, now) else {
             self.free.push(number);
             return None;
@@ -342,8 +371,11 @@ impl Stack {
         self.free.pop()
     }
 
-    const fn free_size(&self) -> Size {
-        if self.large < LARGE_STREAMS { Size::Large } else { Size::Small }
+    /// The size of the next flow. smoltcp wants the rings with the SYN, when nobody knows yet whether a third packet will come:
+    /// what is half open may hold half of the large places at most.
+    const fn free_size(&self, opening: bool) -> Size {
+        let may_be_large = !opening || self.half_open < LARGE_STREAMS / 2;
+        if self.large < LARGE_STREAMS && may_be_large { Size::Large } else { Size::Small }
     }
 
     /// A four-tuple of ours to `remote` that no flow has.

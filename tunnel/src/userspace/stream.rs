@@ -39,24 +39,35 @@ pub(super) struct Channel {
     reset: AtomicBool,
     /// The relay dropped its end.
     dropped: AtomicBool,
+    /// And that with bytes unread: the other end must not believe that they were.
+    abandoned: AtomicBool,
 }
 
 impl Channel {
     /// A channel that holds up to `bytes` bytes each way.
     pub(super) fn new(bytes: usize) -> Self {
-        let (reset, dropped) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { up: Pipe::new(bytes), down: Pipe::new(bytes), reset, dropped }
+        let [reset, dropped, abandoned] = [false; 3].map(AtomicBool::new);
+        Self { up: Pipe::new(bytes), down: Pipe::new(bytes), reset, dropped, abandoned }
     }
 
     /// The connection is broken: the relay reads what has arrived, and then an error.
     pub(super) fn fail(&self) {
-        self.reset.store(true, Ordering::Release);
+        self.fail_up();
         self.down.end();
+    }
+
+    /// The connection is broken, and more of what has arrived is to be handed over before [`Self::fail`]: writes fail at once.
+    pub(super) fn fail_up(&self) {
+        self.reset.store(true, Ordering::Release);
         self.up.desert();
     }
 
     pub(super) fn is_dropped(&self) -> bool {
         self.dropped.load(Ordering::Acquire)
+    }
+
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::Acquire)
     }
 
     fn is_reset(&self) -> bool {
@@ -67,6 +78,8 @@ impl Channel {
 /// A TCP stream inside the tunnel. `shutdown` sends FIN; dropping it without one resets if bytes are unread.
 pub struct Stream {
     channel: Arc<Channel>,
+    /// `shutdown` was asked for.
+    finished: bool,
 }
 
 /// A stream that somebody in the tunnel opened, and who.
@@ -91,7 +104,7 @@ impl Listener {
 
 impl Stream {
     pub(super) const fn new(channel: Arc<Channel>) -> Self {
-        Self { channel }
+        Self { channel, finished: false }
     }
 }
 
@@ -103,8 +116,10 @@ impl fmt::Debug for Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
+        let unread = self.channel.down.desert();
+        // Before the end of `up`, so that the lane does not take that for one in order.
+        self.channel.abandoned.store(unread && !self.finished, Ordering::Release);
         self.channel.dropped.store(true, Ordering::Release);
-        self.channel.down.desert();
         self.channel.up.end();
     }
 }
@@ -150,7 +165,8 @@ impl AsyncWrite for Stream {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.finished = true;
         self.channel.up.end();
         Poll::Ready(Ok(()))
     }
