@@ -406,7 +406,10 @@ fn flows_that_alternate_go_round_the_buffer() {
 }
 
 /// What a packet can have that the one before it has not.
-const CHANGES: [(&str, fn(&mut Flow)); 21] = [
+/// What is changed, and how.
+type Change = (&'static str, fn(&mut Flow));
+
+const CHANGES: [Change; 21] = [
     ("TOS or traffic class", |flow| flow.tos ^= 0x20),
     ("ECN", |flow| flow.tos ^= 1),
     ("TTL or hop limit", |flow| flow.hop_limit ^= 1),

@@ -134,7 +134,7 @@ impl Flow {
         self.sockets.get::<tcp::Socket<'static>>(self.handle).state()
     }
 
-    /// Whether both ends have agreed on the connection, and nobody has broken it off (RFC 9293 §3.3.2).
+    /// Whether both ends have agreed on the connection, and nobody has broken it off (RFC 9293 §3.5.2).
     pub(super) fn is_synchronized(&self) -> bool {
         !matches!(self.state(), tcp::State::Closed | tcp::State::Listen | tcp::State::SynSent | tcp::State::SynReceived)
     }

@@ -88,7 +88,7 @@ fn a_source_that_is_not_ours_is_given_up_and_said() {
     let mut told = Vec::new();
     sender.send(&batch(receiver.local_addr().expect("an address"), None, Some(gone), 0, &[50, 50]), |news| match news {
         SendNews::SourceGone(source) => told.push(source),
-        other => panic!("{other:?}"),
+        other @ (SendNews::Failed { .. } | SendNews::NoSegmentation(_)) => panic!("{other:?}"),
     });
     assert_eq!(told, [gone]);
     for _ in 0..2 {
