@@ -10,22 +10,39 @@
 //! [`Engine`] does no I/O. Whoever drives it hands in bytes and `now`, and takes three things out, in this order:
 //!
 //! ```text
-//!   handle_packet(packet, now, batch)       an inner packet that wants out
-//!   handle_datagram(datagram, from, now, …) an outer datagram that came in  ─► Received::Packet | Quiet | Dropped
-//!   handle_timeout(now, batch)              when poll_timeout() says so
+//!   handle_packet(packet, now, batch)          an inner packet that wants out
+//!   handle_datagram(datagram, arrival, now, …) an outer datagram that came in  ─► Received::Packet | Quiet | Dropped
+//!   handle_timeout(now, batch)                 when poll_timeout() says so
 //!        │
-//!        ├─► batch        sealed datagrams, each with the endpoint it goes to
-//!        ├─► poll_event   sessions up and down, endpoints moved, trouble
+//!        ├─► batch        sealed datagrams in runs, each with its outer header
+//!        ├─► poll_event   sessions up and down, endpoints moved, trouble, sizes
 //!        └─► poll_timeout when to call again
 //! ```
 //!
 //! # The life of one packet
 //!
+//! A packet rarely comes alone: the kernel hands over a super-packet, up to 64 KiB of one flow behind one header, and takes
+//! one back. What happens between is for each of its packets; the header of the next is written over the tail of the last,
+//! which is sealed already, so that the copy that `Tunn` makes is the only one.
+//!
 //! ```text
-//!  port ──► Engine::handle_packet ──► AllowedIps (destination) ──► Peer ──► session? ─► Tunn seals into the Batch ─► UDP
-//!                                          │ none: DropReason            └─ no: queue, handshake
-//!  UDP ──► Engine::handle_datagram ──► index ──► Peer ──► Tunn opens ──► AllowedIps (source) ──► roam ──► port
+//!  out  TUN, one read ─► offload::Segments ─┬► Engine::handle_packet: whose? (AllowedIps, destination) ─► MSS clamped
+//!                                           │     ─► fits the path? no: fragments, or an ICMP answer
+//!                                           │     ─► Peer: session? no: queue and handshake ─► Tunn seals into the Batch
+//!                                           └► … the next segment                                  │
+//!                               one sendmmsg, each run of equal datagrams one UDP-GSO message ◄────┘
+//!
+//!  in   UDP, one recvmmsg, runs joined by UDP-GRO ─┬► Engine::handle_datagram: whose? (index) ─► Peer ─► Tunn opens
+//!                                                  │     ─► endpoint follows ─► its own? (AllowedIps, source)
+//!                                                  │     ─► a probe? answered here ─► ECN joined, MSS clamped
+//!                                                  └► … the next datagram                          │
+//!                                       TUN, one write ◄─ offload::Coalescer: one behind the other ┘
 //! ```
+//! All of it happens on one thread, a lane, which owns socket, device queue and engine, and shares nothing; a tunnel has one
+//! or several. What a packet is dropped for is a [`DropReason`], counted.
+//!
+//! Beside packets a peer has a path: probes through the tunnel say whether it works, which endpoint it uses and how large a
+//! packet it takes.
 //!
 //! The `io` feature (default) adds [`io`], the only home of sockets, threads and the clock, and [`userspace`],
 //! a TCP/IP stack for places that have no TUN device. Without it the crate is protocol logic alone.
