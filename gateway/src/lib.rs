@@ -12,6 +12,7 @@ pub mod plan;
 mod privilege;
 pub mod relay;
 pub mod secret;
+mod socket;
 pub mod supervisor;
 pub mod telemetry;
 mod terminal;

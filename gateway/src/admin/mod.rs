@@ -11,8 +11,7 @@ mod status;
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use axum::Json;
 use axum::Router;
@@ -21,9 +20,10 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde::{Deserialize, Serialize};
-use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::net::{TcpListener, UnixListener};
 
 use crate::config::GatewaySettings;
+use crate::socket::{SocketError, SocketFile, bind_private};
 use crate::supervisor::{ReloadError, Reloaded, Shared};
 
 pub use status::{Status, Verdict};
@@ -63,9 +63,14 @@ pub struct ReloadAnswer {
 impl Admin {
     /// Binds everything. A socket that nobody answers at is left over from a crash and taken over.
     pub async fn bind(settings: &GatewaySettings) -> Result<Self, AdminError> {
-        let socket = bind_socket(&settings.admin).await?;
+        let path = settings.admin.clone();
+        // Only under /run, which is root's, may others look in.
+        let folder_mode = if path.starts_with("/run") { 0o755 } else { 0o700 };
         // From here on the socket file is ours and goes with us.
-        let file = SocketFile(settings.admin.clone());
+        let (socket, file) = bind_private(&path, folder_mode).await.map_err(|error| match error {
+            SocketError::Answered => AdminError::Running { path },
+            SocketError::Io(source) => AdminError::Socket { path, source },
+        })?;
         let metrics = bind_tcp("metrics", settings.metrics).await?;
         let health = bind_tcp("health", settings.health).await?;
         Ok(Self { socket, file, metrics, health })
@@ -93,44 +98,6 @@ impl Admin {
         }
         self.file
     }
-}
-
-/// Removes the socket file when the gateway ends in order.
-pub struct SocketFile(PathBuf);
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        let _gone = std::fs::remove_file(&self.0);
-    }
-}
-
-async fn bind_socket(path: &Path) -> Result<UnixListener, AdminError> {
-    let failed = |source| AdminError::Socket { path: path.to_owned(), source };
-    if let Some(folder) = path.parent()
-        && !folder.exists()
-    {
-        std::fs::create_dir_all(folder).map_err(failed)?;
-        // Only under /run, which is root's, may others look in.
-        let mode = if folder.starts_with("/run") { 0o755 } else { 0o700 };
-        std::fs::set_permissions(folder, std::fs::Permissions::from_mode(mode)).map_err(failed)?;
-    }
-    if path.exists() {
-        if UnixStream::connect(path).await.is_ok() {
-            return Err(AdminError::Running { path: path.to_owned() });
-        }
-        let kind = std::fs::symlink_metadata(path).map_err(failed)?.file_type();
-        if !std::os::unix::fs::FileTypeExt::is_socket(&kind) {
-            return Err(failed(io::Error::other("something that is no socket is there")));
-        }
-        std::fs::remove_file(path).map_err(failed)?;
-    }
-    // Bound under another name first, so that nobody can connect before the mode is right.
-    let fresh = path.with_extension("new");
-    let _stale = std::fs::remove_file(&fresh);
-    let listener = UnixListener::bind(&fresh).map_err(failed)?;
-    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
-    std::fs::rename(&fresh, path).map_err(failed)?;
-    Ok(listener)
 }
 
 async fn bind_tcp(what: &'static str, address: Option<SocketAddr>) -> Result<Option<TcpListener>, AdminError> {

@@ -22,7 +22,6 @@ mod parse;
 
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,6 +33,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{debug, warn};
 use zeroize::Zeroizing;
 
+use crate::socket::{SocketError, SocketFile, bind_private};
 use crate::supervisor::{SetError, Shared};
 use edit::Refusal;
 use parse::{Malformed, Request, RequestReader, SetRequest};
@@ -72,8 +72,6 @@ pub struct Served {
     _file: SocketFile,
 }
 
-struct SocketFile(PathBuf);
-
 /// Why a request was not carried out: for the answer, and for the log.
 #[derive(Debug)]
 struct Refused {
@@ -90,8 +88,11 @@ impl Uapi {
     /// rights.
     pub async fn bind(name: &str) -> Result<Self, UapiError> {
         let path = Path::new(FOLDER).join(format!("{name}.sock"));
-        let socket = bind_socket(&path).await?;
-        Ok(Self { tunnel: name.to_owned(), socket, file: SocketFile(path) })
+        let (socket, file) = bind_private(&path, 0o755).await.map_err(|error| match error {
+            SocketError::Answered => UapiError::Running { path },
+            SocketError::Io(source) => UapiError::Socket { path, source },
+        })?;
+        Ok(Self { tunnel: name.to_owned(), socket, file })
     }
 
     pub fn serve(self, supervisor: Shared) -> Served {
@@ -106,37 +107,6 @@ impl Drop for Served {
         // Connections end with it; a change that is being carried out does not.
         self.task.abort();
     }
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        let _gone = std::fs::remove_file(&self.0);
-    }
-}
-
-async fn bind_socket(path: &Path) -> Result<UnixListener, UapiError> {
-    let failed = |source| UapiError::Socket { path: path.to_owned(), source };
-    if let Some(folder) = path.parent()
-        && !folder.exists()
-    {
-        std::fs::create_dir_all(folder).map_err(failed)?;
-        std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).map_err(failed)?;
-    }
-    if let Ok(metadata) = std::fs::symlink_metadata(path) {
-        if !metadata.file_type().is_socket() {
-            return Err(failed(io::Error::other("something that is no socket is there")));
-        }
-        if UnixStream::connect(path).await.is_ok() {
-            return Err(UapiError::Running { path: path.to_owned() });
-        }
-    }
-    // Bound under another name first, so that nobody can connect before the mode is right. `wg` takes no notice of it.
-    let fresh = path.with_extension("new");
-    let _stale = std::fs::remove_file(&fresh);
-    let listener = UnixListener::bind(&fresh).map_err(failed)?;
-    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
-    std::fs::rename(&fresh, path).map_err(failed)?;
-    Ok(listener)
 }
 
 async fn accept(socket: UnixListener, tunnel: Arc<str>, supervisor: Shared) {
@@ -288,37 +258,6 @@ impl Connection {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn mode(path: &Path) -> u32 {
-        std::fs::metadata(path).expect("it is there").permissions().mode() & 0o777
-    }
-
-    #[tokio::test]
-    async fn the_socket_is_its_owners_alone_and_goes_with_its_guard() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("wireguard").join("azure.sock");
-        let listener = bind_socket(&path).await.expect("bound");
-        let guard = SocketFile(path.clone());
-        assert_eq!((mode(&path), mode(path.parent().expect("a folder"))), (0o600, 0o755));
-        assert!(!path.with_extension("new").exists());
-        UnixStream::connect(&path).await.expect("somebody listens there");
-        drop((listener, guard));
-        assert!(!path.exists());
-    }
-
-    #[tokio::test]
-    async fn a_socket_is_taken_over_if_nobody_answers_and_left_alone_if_somebody_does() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("azure.sock");
-        drop(bind_socket(&path).await.expect("bound"));
-        assert!(path.exists(), "left over, as after a crash");
-        let _listener = bind_socket(&path).await.expect("bound again");
-        assert!(matches!(bind_socket(&path).await, Err(UapiError::Running { .. })));
-        let file = folder.path().join("file.sock");
-        std::fs::write(&file, "precious").expect("written");
-        assert!(matches!(bind_socket(&file).await, Err(UapiError::Socket { .. })));
-        assert_eq!(std::fs::read_to_string(&file).expect("still there"), "precious");
-    }
 
     #[tokio::test]
     async fn requests_follow_one_another_on_one_connection() {
