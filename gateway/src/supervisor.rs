@@ -531,7 +531,9 @@ fn prepare_tunnel(settings: &Settings, tunnel: &TunnelSettings) -> Result<Prepar
     };
     let bind = |lane: u16| {
         let listen = SocketAddr::new(tunnel.listen.ip(), tunnel.listen.port().saturating_add(lane));
-        UdpSocket::bind(listen).map_err(|source| StartError::Udp { tunnel: name(), source })
+        // A port that stands nowhere in the file is told with the lane that it is for.
+        let tunnel = if lane == 0 { name() } else { format!("{}, lane {lane}", tunnel.name) };
+        UdpSocket::bind(listen).map_err(|source| StartError::Udp { tunnel, source })
     };
     let mut lanes = Vec::new();
     let (mode, network) = match queues {
