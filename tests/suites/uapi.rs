@@ -70,7 +70,7 @@ static NEXT: AtomicU32 = AtomicU32::new(1);
 impl Drop for Ours {
     fn drop(&mut self) {
         // The harness kills the gateway, which then leaves its socket in a folder of the whole host.
-        let _gone_already = std::fs::remove_file(format!("/var/run/wireguard/{}.sock", self.name));
+        let _gone_already = fs::remove_file(format!("/var/run/wireguard/{}.sock", self.name));
     }
 }
 
