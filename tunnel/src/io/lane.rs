@@ -1,7 +1,7 @@
 //! One thread, one UDP socket, one packet port, one engine.
 //!
 //! ```text
-//!            ┌───────────────────────── poll ─────────────────────────┐
+//!            ┌───────────────────────── epoll ────────────────────────┐
 //!            │  eventfd          UDP socket        port        timer  │
 //!            └────┬──────────────────┬──────────────┬────────────┬────┘
 //!                 ▼                  ▼              ▼            ▼
@@ -17,7 +17,6 @@
 //! never waits for more.
 
 use std::collections::HashMap;
-use std::os::fd::RawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
 use std::thread::JoinHandle;
@@ -29,6 +28,7 @@ use tracing::{debug, error, info, warn};
 
 use super::inbox::Inbox;
 use super::port::{PacketPort, PreparedPort};
+use super::sleep::{Ready, Sleep};
 use super::udp::{SendNews, UdpSocket};
 use super::wake::Wake;
 use crate::batch::{Batch, Endpoint};
@@ -42,6 +42,8 @@ use crate::stats::{LaneSnapshot, Snapshot};
 /// Calls to one input before the others have their turn; each brings up to 512 KiB from the socket, 64 KiB from the port.
 const SOCKET_CALLS: usize = 4;
 const PORT_CALLS: usize = 64;
+/// A wait that ends so soon was none: something was there already.
+const AT_ONCE: Duration = Duration::from_micros(20);
 /// How soon the same failure is worth another line.
 const SAY_AGAIN: Duration = Duration::from_secs(10);
 /// Failing endpoints that are remembered.
@@ -127,6 +129,7 @@ impl Lane {
                     unsent: HashMap::new(),
                     stale: false,
                     path: mtu,
+                    rested: false,
                 };
                 // A bug must not leave a silent tunnel: the closed snapshot channel tells the supervisor.
                 match catch_unwind(AssertUnwindSafe(|| running.run())) {
@@ -192,24 +195,25 @@ struct Running {
     stale: bool,
     /// The largest packet that the port was told of.
     path: u32,
-}
-
-/// Which inputs have something, as far as is known.
-#[derive(Clone, Copy)]
-struct Ready {
-    socket: bool,
-    port: bool,
+    /// The lane has slept since the turn before.
+    rested: bool,
 }
 
 impl Running {
     fn run(&mut self) -> io::Result<()> {
-        let mut ready = Ready { socket: true, port: true };
+        let mut ready = Ready { socket: true, wake: false, port: true };
+        let mut sleep = Sleep::new(self.socket.fd(), self.wake.fd(), self.port.fd())?;
         loop {
             let now = Instant::now();
             if !self.obey(now) {
                 return Ok(());
             }
-            let mut more = ready.socket && self.drain_socket(now)?;
+            let mut more = false;
+            if ready.socket {
+                let delivered = self.drain_socket(now, &mut more)?;
+                // The host answers an echo or a segment at once.
+                ready.port |= delivered;
+            }
             if ready.port || self.port.fd().is_none() {
                 more |= self.drain_port(now)?;
             }
@@ -225,9 +229,9 @@ impl Running {
             let until = self.engine.poll_timeout().saturating_duration_since(now);
             let delay = self.port.poll_delay(now).map_or(until, |delay| delay.min(until));
             let delay = if more { Duration::ZERO } else { delay };
-            let [socket, wake, port] = wait([self.socket.fd(), self.wake.fd(), self.port.fd().unwrap_or(-1)], delay)?;
-            ready = Ready { socket, port };
-            if wake {
+            ready = sleep.wait(now, delay)?;
+            self.rested = now.elapsed() > AT_ONCE;
+            if ready.wake {
                 self.wake.clear();
             }
         }
@@ -260,12 +264,13 @@ impl Running {
         }
     }
 
-    /// UDP to port. True if there may be more.
-    fn drain_socket(&mut self, now: Instant) -> io::Result<bool> {
+    /// UDP to port. Whether anything was delivered; `more` if there may be more.
+    fn drain_socket(&mut self, now: Instant, more: &mut bool) -> io::Result<bool> {
+        let mut delivered = false;
         for _ in 0..SOCKET_CALLS {
             let count = self.socket.receive(&mut self.datagrams)?;
             let Self { engine, socket, port, batch, coalescer, datagrams, lane, unsent, .. } = self;
-            let mut delivery = Delivery { port, now, refused: 0, refused_whole: None };
+            let mut delivery = Delivery { port, now, taken: false, refused: 0, refused_whole: None };
             for run in datagrams.runs() {
                 if run.bytes.is_empty() {
                     engine.count(DropReason::Malformed);
@@ -285,7 +290,8 @@ impl Running {
                 }
             }
             coalescer.flush(&mut |packet| delivery.write(packet));
-            let Delivery { refused, refused_whole, .. } = delivery;
+            let Delivery { refused, refused_whole, taken, .. } = delivery;
+            delivered |= taken;
             for _ in 0..refused {
                 engine.count(DropReason::PortRefused);
             }
@@ -294,15 +300,16 @@ impl Running {
             }
             self.flush(now);
             if count < Inbox::MESSAGES {
-                return Ok(false);
+                return Ok(delivered);
             }
         }
-        Ok(true)
+        *more = true;
+        Ok(delivered)
     }
 
     /// Port to UDP. True if there may be more.
     fn drain_port(&mut self, now: Instant) -> io::Result<bool> {
-        for turn in 0..PORT_CALLS {
+        for turn in 0..if self.rested && self.port.fd().is_some() { 1 } else { PORT_CALLS } {
             let taken = match self.port.take(&mut self.room) {
                 // The device is down, as before it is set up or after somebody took it down: no packets.
                 Err(error) if error.raw_os_error() == Some(libc::EIO) => return Ok(false),
@@ -315,7 +322,8 @@ impl Running {
                 self.flush(now);
             }
         }
-        Ok(true)
+        // After a rest one packet is likely alone: whether it is, the next wait tells.
+        Ok(!self.rested)
     }
 
     /// Seals what lies in the room, segment by segment.
@@ -398,6 +406,7 @@ const TOO_BIG_BYTES: usize = 1280;
 struct Delivery<'a> {
     port: &'a mut PacketPort,
     now: Instant,
+    taken: bool,
     refused: usize,
     /// A super-packet was refused as such.
     refused_whole: Option<io::Error>,
@@ -405,7 +414,10 @@ struct Delivery<'a> {
 
 impl Delivery<'_> {
     fn write(&mut self, packet: &[u8]) {
-        let Err(error) = self.port.deliver(packet, self.now) else { return };
+        let Err(error) = self.port.deliver(packet, self.now) else {
+            self.taken = true;
+            return;
+        };
         let header = VnetHeader::parse(packet).unwrap_or(VnetHeader::PLAIN);
         if header.gso == Gso::None || !matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EIO | libc::EOPNOTSUPP)) {
             debug!(%error, "port refused a packet");
@@ -504,21 +516,4 @@ fn stay_on(cpu: usize) {
     if result < 0 {
         warn!(cpu, error = %io::Error::last_os_error(), "the lane is not bound to its processor");
     }
-}
-
-/// Sleeps until one of `fds` has something or `delay` has passed; which have. A negative descriptor is ignored.
-#[expect(unsafe_code, reason = "poll has no wrapper in std")]
-fn wait(fds: [RawFd; 3], delay: Duration) -> io::Result<[bool; 3]> {
-    let mut polled = fds.map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 });
-    let timeout = libc::timespec { tv_sec: delay.as_secs() as libc::time_t, tv_nsec: delay.subsec_nanos() as libc::c_long };
-    // SAFETY: `polled` and `timeout` live through the call, the count is theirs, and no signal mask is given.
-    let ready = unsafe { libc::ppoll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, &raw const timeout, std::ptr::null()) };
-    if ready < 0 {
-        let error = io::Error::last_os_error();
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
-        }
-        return Ok([false; 3]);
-    }
-    Ok(polled.map(|polled| polled.revents != 0))
 }

@@ -11,6 +11,7 @@ mod inbox;
 mod lane;
 mod lanes;
 mod port;
+mod sleep;
 mod tun;
 mod udp;
 mod wake;
