@@ -373,7 +373,9 @@ impl Engine {
         if self.slot_of(&settings.public_key).is_some() {
             return self.edit(settings, now);
         }
-        let (slot, index) = (self.peers.len(), self.fresh_index());
+        // A place that a removed peer left is taken again: whoever comes and goes for years must not leave a trace each time.
+        let slot = self.peers.iter().position(Option::is_none).unwrap_or(self.peers.len());
+        let index = self.fresh_index();
         for key in std::iter::once(settings.public_key).chain(settings.next_public_key) {
             self.by_key.insert(key, slot);
         }
@@ -382,13 +384,12 @@ impl Engine {
             self.allowed_ips.insert(*prefix, slot);
         }
         let own: Vec<IpAddr> = self.addresses.iter().map(IpNet::addr).collect();
-        self.peers.push(Some(Peer::new(
-            settings,
-            PeerContext { key: &self.key, own: &own, mtu: self.mtu as u32 },
-            index,
-            Arc::clone(&self.unlimited),
-            now,
-        )));
+        let context = PeerContext { key: &self.key, own: &own, mtu: self.mtu as u32 };
+        let peer = Some(Peer::new(settings, context, index, Arc::clone(&self.unlimited), now));
+        match self.peers.get_mut(slot) {
+            Some(place) => *place = peer,
+            None => self.peers.push(peer),
+        }
     }
 
     fn edit(&mut self, settings: PeerSettings, now: Instant) {

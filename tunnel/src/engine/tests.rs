@@ -649,3 +649,20 @@ fn congestion_that_the_way_marked_reaches_the_packet_inside() {
 fn snapshot(network: &mut Network, at: SocketAddr) -> Snapshot {
     network.node(at).engine.snapshot(Instant::now(), SystemTime::now(), LaneSnapshot::new(0, 0))
 }
+
+/// Found by ten thousand reloads: the memory of a removed peer was never used again.
+#[test]
+fn peers_that_come_and_go_leave_nothing() {
+    let (mut network, a, b, _, _) = pair();
+    for number in 0..50u8 {
+        let key = PrivateKey::generate().public_key();
+        let guest = peer("guest", key, &[&format!("10.77.{number}.0/24")]);
+        reach(&mut network, a, PeerChange::Add(guest), key, Some(b));
+        reach(&mut network, a, PeerChange::Remove(key), key, None);
+    }
+    let engine = &network.node(a).engine;
+    assert_eq!((engine.peers.len(), engine.by_key.len(), engine.by_index.len()), (2, 1, 1));
+    assert_eq!(network.send(a, &ipv4("10.0.0.1", "10.77.1.1", b"")), Err(DropReason::NoPeer));
+    assert_eq!(network.send(a, &ipv4("10.0.0.1", "10.0.0.2", b"still there")), Ok(()));
+    assert_eq!(network.run().len(), 1);
+}
