@@ -202,7 +202,7 @@ struct Running {
 impl Running {
     fn run(&mut self) -> io::Result<()> {
         let mut ready = Ready { socket: true, wake: false, port: true };
-        let mut sleep = Sleep::new(self.socket.fd(), self.wake.fd(), self.port.fd())?;
+        let mut sleep = Sleep::new(self.socket.fd(), self.wake.fd())?;
         loop {
             let now = Instant::now();
             if !self.obey(now) {
@@ -229,6 +229,7 @@ impl Running {
             let until = self.engine.poll_timeout().saturating_duration_since(now);
             let delay = self.port.poll_delay(now).map_or(until, |delay| delay.min(until));
             let delay = if more { Duration::ZERO } else { delay };
+            sleep.watch_port(self.port.fd())?;
             ready = sleep.wait(now, delay)?;
             self.rested = now.elapsed() > AT_ONCE;
             if ready.wake {

@@ -16,6 +16,8 @@ pub(super) struct Sleep {
     timer: OwnedFd,
     /// When the timer fires.
     armed: Option<Instant>,
+    /// The port that is watched; a detached queue is not.
+    port: Option<RawFd>,
 }
 
 /// Which inputs have something.
@@ -33,20 +35,40 @@ const TIMER: u64 = 3;
 
 impl Sleep {
     /// Watches these descriptors, which must stay open for as long as they are waited for.
-    pub(super) fn new(socket: RawFd, wake: RawFd, port: Option<RawFd>) -> io::Result<Self> {
+    pub(super) fn new(socket: RawFd, wake: RawFd) -> io::Result<Self> {
         // SAFETY: integers in; a new descriptor or -1 out.
         let epoll = unsafe { owned(libc::epoll_create1(libc::EPOLL_CLOEXEC))? };
         // SAFETY: the same.
         let timer = unsafe { owned(libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_NONBLOCK | libc::TFD_CLOEXEC))? };
-        let inputs = [(socket, SOCKET), (wake, WAKE), (timer.as_raw_fd(), TIMER)];
-        for (fd, name) in inputs.into_iter().chain(port.map(|port| (port, PORT))) {
-            let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: name };
-            // SAFETY: the event outlives the call, which copies it.
-            if unsafe { libc::epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, fd, &raw mut event) } < 0 {
-                return Err(io::Error::last_os_error());
-            }
+        let sleep = Self { epoll, timer, armed: None, port: None };
+        for (fd, name) in [(socket, SOCKET), (wake, WAKE), (sleep.timer.as_raw_fd(), TIMER)] {
+            sleep.control(libc::EPOLL_CTL_ADD, fd, name)?;
         }
-        Ok(Self { epoll, timer, armed: None })
+        Ok(sleep)
+    }
+
+    /// Watches `port` from now on, and no other.
+    pub(super) fn watch_port(&mut self, port: Option<RawFd>) -> io::Result<()> {
+        if self.port == port {
+            return Ok(());
+        }
+        if let Some(before) = self.port.take() {
+            self.control(libc::EPOLL_CTL_DEL, before, PORT)?;
+        }
+        if let Some(port) = port {
+            self.control(libc::EPOLL_CTL_ADD, port, PORT)?;
+        }
+        self.port = port;
+        Ok(())
+    }
+
+    fn control(&self, operation: libc::c_int, fd: RawFd, name: u64) -> io::Result<()> {
+        let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: name };
+        // SAFETY: the event outlives the call, which copies it.
+        if unsafe { libc::epoll_ctl(self.epoll.as_raw_fd(), operation, fd, &raw mut event) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
     }
 
     /// Waits until an input has something or `delay` has passed since `now`; perhaps less.
@@ -113,12 +135,17 @@ mod tests {
     #[test]
     fn wakes_for_what_has_something_and_says_which() {
         let (socket, wake, port) = (Wake::new().expect("eventfd"), Wake::new().expect("eventfd"), Wake::new().expect("eventfd"));
-        let mut sleep = Sleep::new(socket.fd(), wake.fd(), Some(port.fd())).expect("epoll");
+        let mut sleep = Sleep::new(socket.fd(), wake.fd()).expect("epoll");
+        sleep.watch_port(Some(port.fd())).expect("watched");
         assert_eq!(sleep.wait(Instant::now(), Duration::ZERO).expect("waited"), Ready::default());
         port.wake();
         let ready = Ready { port: true, ..Ready::default() };
         assert_eq!(sleep.wait(Instant::now(), LONG).expect("waited"), ready);
         assert_eq!(sleep.wait(Instant::now(), LONG).expect("waited"), ready, "until it is read");
+        sleep.watch_port(None).expect("left alone");
+        assert_eq!(sleep.wait(Instant::now(), Duration::ZERO).expect("waited"), Ready::default(), "not while nobody looks");
+        sleep.watch_port(Some(port.fd())).expect("watched again");
+        assert_eq!(sleep.wait(Instant::now(), LONG).expect("waited"), ready);
         port.clear();
         socket.wake();
         wake.wake();
@@ -128,7 +155,7 @@ mod tests {
     #[test]
     fn a_later_deadline_leaves_the_timer_and_an_earlier_one_moves_it() {
         let (input, wake) = (Wake::new().expect("eventfd"), Wake::new().expect("eventfd"));
-        let mut sleep = Sleep::new(input.fd(), wake.fd(), None).expect("epoll");
+        let mut sleep = Sleep::new(input.fd(), wake.fd()).expect("epoll");
         input.wake();
         let now = Instant::now();
         for delay in [LONG, LONG * 2] {
