@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 use tunnel::io::Lanes;
 use tunnel::{Endpoint, EndpointSettings, PeerChange, PeerSettings, PeerSnapshot, Snapshot};
 
@@ -34,6 +34,7 @@ pub(crate) async fn watch_endpoints(
     resolver: Resolver,
     mut wanted: watch::Receiver<Wanted>,
     snapshots: watch::Receiver<Snapshot>,
+    told: watch::Sender<Vec<String>>,
 ) {
     let mut answers = Answers::new();
     // A complaint is made once, not every five seconds.
@@ -57,17 +58,25 @@ pub(crate) async fn watch_endpoints(
                     addresses.sort_unstable();
                     answers.insert(host, addresses);
                 }
-                Err(error) => problems.push(format!("endpoint {host}: {error}")),
+                Err(error) => {
+                    let of = |peer: &&PeerSettings| peer.endpoints.iter().any(|endpoint| endpoint.host == host);
+                    let peers = now.peers.iter().filter(of).map(|peer| format!("peer {}: endpoint {host}: {error}", peer.name));
+                    problems.extend(peers);
+                }
             }
         }
         problems.extend(hand_over(&lanes, &now, &answers));
         let complete = problems.is_empty();
-        for problem in problems {
-            if !complained.contains(&problem) {
+        for problem in &problems {
+            if !complained.contains(problem) {
                 warn!(reason = %problem, "endpoint not usable; trying again");
-                complained.push(problem);
             }
         }
+        for over in complained.iter().filter(|over| !problems.contains(over)) {
+            info!(was = %over, "endpoint usable again");
+        }
+        complained.clone_from(&problems);
+        told.send_replace(problems);
         let again = if complete { REFRESH } else { RETRY };
         tokio::select! {
             changed = wanted.changed() => match changed {

@@ -31,6 +31,8 @@ const TICK: Duration = Duration::from_millis(100);
 const HANDSHAKES_PER_SECOND: u64 = 100;
 /// How often a handshake from a key that is not configured is news.
 const UNKNOWN_EVERY: Duration = Duration::from_secs(10);
+/// A handshake from an unknown key is recent for so long.
+const RECENTLY: Duration = Duration::from_secs(60);
 /// Events that wait to be polled; more are not kept (they are news, not state).
 const EVENTS: usize = 256;
 
@@ -88,6 +90,8 @@ pub struct Engine {
     drops: Drops,
     unknown_initiations: u64,
     last_unknown: Option<(PublicKey, SocketAddr)>,
+    last_unknown_at: Option<Instant>,
+    last_misaddressed: Option<SocketAddr>,
     unknown_reported: Option<Instant>,
     events: VecDeque<Event>,
     next_tick: Instant,
@@ -177,6 +181,8 @@ impl Engine {
             drops: Drops::new(),
             unknown_initiations: 0,
             last_unknown: None,
+            last_unknown_at: None,
+            last_misaddressed: None,
             unknown_reported: None,
             events: VecDeque::new(),
             next_tick: now,
@@ -355,15 +361,19 @@ impl Engine {
     pub fn snapshot(&self, now: Instant, wall: SystemTime, mut lane: LaneSnapshot) -> Snapshot {
         lane.sent_packets = self.peers.iter().flatten().map(|peer| peer.traffic.sent_packets).sum();
         lane.received_packets = self.peers.iter().flatten().map(|peer| peer.traffic.received_packets).sum();
+        let peers: Vec<PeerSnapshot> = self.peers.iter().flatten().map(|peer| peer_snapshot(peer, now, wall)).collect();
+        lane.standby_peers = peers.iter().filter(|peer| peer.active_endpoint.is_some_and(|active| active > 0)).count();
         Snapshot {
             public_key: self.public,
             listen_port: lane.port,
             lanes: vec![lane],
             mtu: self.mtu as u32,
-            peers: self.peers.iter().flatten().map(|peer| peer_snapshot(peer, now, wall)).collect(),
+            peers,
             drops: self.drops.clone(),
             unknown_initiations: self.unknown_initiations,
             last_unknown: self.last_unknown,
+            unknown_recently: self.last_unknown_at.is_some_and(|at| now.saturating_duration_since(at) < RECENTLY),
+            last_misaddressed: self.last_misaddressed,
             streams: None,
         }
     }
@@ -657,6 +667,7 @@ impl Engine {
             self.report(Event::UnknownKey { key, from });
         }
         self.last_unknown = Some((key, from));
+        self.last_unknown_at = Some(now);
     }
 
     /// A handshake for another key than ours, if it comes from where a peer is, is that peer's trouble.
@@ -669,6 +680,8 @@ impl Engine {
                     peer.handshakes.addressed_to_other_key();
                 }
             });
+        } else {
+            self.last_misaddressed = Some(from);
         }
     }
 

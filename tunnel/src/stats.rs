@@ -99,6 +99,8 @@ pub struct LaneSnapshot {
     /// Inner packets of all peers.
     pub sent_packets: u64,
     pub received_packets: u64,
+    /// Peers that this lane reaches by another than their first endpoint.
+    pub standby_peers: usize,
 }
 
 impl LaneSnapshot {
@@ -112,6 +114,7 @@ impl LaneSnapshot {
             refused_super_packets: 0,
             sent_packets: 0,
             received_packets: 0,
+            standby_peers: 0,
         }
     }
 }
@@ -129,6 +132,10 @@ pub struct Snapshot {
     /// Handshake initiations from keys that are not configured: how many, and the last.
     pub unknown_initiations: u64,
     pub last_unknown: Option<(PublicKey, SocketAddr)>,
+    /// The last came within the last minute.
+    pub unknown_recently: bool,
+    /// Who last sent a handshake that was made for another public key than ours, if it came from where no peer is known to be.
+    pub last_misaddressed: Option<SocketAddr>,
     /// Open streams of the userspace stack; none in TUN mode.
     pub streams: Option<usize>,
 }
@@ -143,6 +150,8 @@ impl Snapshot {
             merged.drops.add(&lane.drops);
             merged.unknown_initiations += lane.unknown_initiations;
             merged.last_unknown = merged.last_unknown.or(lane.last_unknown);
+            merged.unknown_recently |= lane.unknown_recently;
+            merged.last_misaddressed = merged.last_misaddressed.or(lane.last_misaddressed);
             for peer in lane.peers {
                 let Some(first) = at.get(&peer.public_key).and_then(|at| merged.peers.get_mut(*at)) else { continue };
                 first.received_bytes += peer.received_bytes;
