@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tunnel::userspace::{self, Network};
 use tunnel::{PeerSnapshot, PeerState, Snapshot};
 
-use crate::relay::{Acceptor, BoxFuture, DialError, Dialer, DirectDialer, Stream, Target};
+use crate::relay::{Accepted, Acceptor, BoxFuture, DialError, Dialer, DirectDialer, Stream, Target};
 
 /// Dials through one tunnel.
 pub(crate) struct TunnelDialer {
@@ -54,6 +54,13 @@ impl Dialer for TunnelDialer {
             }
         })
     }
+
+    fn kernel(&self) -> Option<&DirectDialer> {
+        match &self.way {
+            Way::Device(dialer) => Some(dialer),
+            Way::Network(_) => None,
+        }
+    }
 }
 
 impl TunnelDialer {
@@ -87,10 +94,10 @@ impl TunnelDialer {
 pub(crate) struct TunnelAcceptor(pub(crate) userspace::Listener);
 
 impl Acceptor for TunnelAcceptor {
-    fn accept(&mut self) -> BoxFuture<'_, io::Result<(Box<dyn Stream>, SocketAddr)>> {
+    fn accept(&mut self) -> BoxFuture<'_, io::Result<Accepted>> {
         Box::pin(async move {
             match self.0.accept().await {
-                Some(accepted) => Ok((Box::new(accepted.stream) as Box<dyn Stream>, accepted.from)),
+                Some(accepted) => Ok(Accepted { stream: Box::new(accepted.stream), from: accepted.from, destination: None }),
                 None => Err(io::ErrorKind::NotConnected.into()),
             }
         })

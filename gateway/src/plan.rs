@@ -3,15 +3,15 @@
 //! Pure: nothing here touches a tunnel, a route or a listener. Additions come before removals, so that at no moment
 //! is there less than both configurations have in common. What is not named by a change is not touched.
 //!
-//! A running gateway takes keys, peers, MTUs, routes, the catalogue, sensors, paths and limits. What is tied to a socket, a device
-//! or the process itself (a tunnel's port, addresses, lanes or mode; listeners; the admin interface) needs a
-//! restart: such a difference is refused as a whole, and named.
+//! A running gateway takes keys, peers, MTUs, routes, the catalogue, sensors, paths, listeners and limits. What is tied to a
+//! device or the process itself (a tunnel's port, addresses, lanes or mode; the admin interface) needs a restart: such a
+//! difference is refused as a whole, and named.
 
 use std::fmt;
 
 use tunnel::{PeerSettings, PrivateKey, PublicKey, TunnelSettings};
 
-use crate::config::{RelaySettings, RouteSettings, Settings, UnderlaySettings};
+use crate::config::{ListenerAt, RelaySettings, RouteSettings, Settings, UnderlaySettings};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// One step of a reload.
@@ -41,6 +41,11 @@ pub enum Change {
     SetRoutes(RouteSettings),
     /// Catalogue, sensors, paths, limits, name servers: swapped at once.
     SetPolicy(Box<RelaySettings>),
+    OpenListener(ListenerAt),
+    /// What a listener obeys that stays where it is.
+    ChangeListener(ListenerAt),
+    /// Its sessions go on.
+    CloseListener(ListenerAt),
     RemovePeer {
         tunnel: String,
         name: String,
@@ -90,6 +95,7 @@ impl Plan {
             && let Some(relay) = &desired.relay
         {
             additions.push(Change::SetPolicy(Box::new(relay.clone())));
+            listeners(running.relay.as_ref(), relay, &mut additions, &mut removals);
         }
         additions.append(&mut removals);
         additions.append(&mut orders);
@@ -127,7 +133,9 @@ impl Change {
             }),
             Self::SetMtu { tunnel, mtu } => on_tunnel(settings, tunnel, |tunnel| tunnel.mtu = *mtu),
             Self::SetRoutes(routes) => settings.routes.clone_from(routes),
+            // The listeners are part of it.
             Self::SetPolicy(relay) => settings.relay = Some((**relay).clone()),
+            Self::OpenListener(_) | Self::ChangeListener(_) | Self::CloseListener(_) => {}
         }
     }
 }
@@ -142,6 +150,9 @@ impl fmt::Display for Change {
             Self::SetMtu { tunnel, mtu } => write!(f, "MTU of tunnel {tunnel} becomes {mtu}"),
             Self::SetRoutes(_) => write!(f, "routes change"),
             Self::SetPolicy(_) => write!(f, "relay policy changes"),
+            Self::OpenListener(at) => write!(f, "open listener {}", at.name),
+            Self::ChangeListener(at) => write!(f, "listener {} changes", at.name),
+            Self::CloseListener(at) => write!(f, "close listener {}; its sessions go on", at.name),
             Self::RemovePeer { tunnel, name, .. } => write!(f, "remove peer {name} from tunnel {tunnel}"),
             Self::OrderPeers { tunnel, .. } => write!(f, "peers of tunnel {tunnel} in another order"),
         }
@@ -195,6 +206,23 @@ fn peers(
     }
 }
 
+fn listeners(running: Option<&RelaySettings>, desired: &RelaySettings, additions: &mut Vec<Change>, removals: &mut Vec<Change>) {
+    let before = running.map_or(&[][..], |relay| &relay.listeners);
+    for at in &desired.listeners {
+        match before.iter().find(|before| before.name == at.name) {
+            None => additions.push(Change::OpenListener(at.clone())),
+            Some(before) if before == at => {}
+            Some(before) if before.listen == at.listen && before.kind.is_served_like(&at.kind) => {
+                additions.push(Change::ChangeListener(at.clone()));
+            }
+            // Elsewhere, or by another kind of socket: the new one is bound before the old one goes.
+            Some(before) => additions.extend([Change::CloseListener(before.clone()), Change::OpenListener(at.clone())]),
+        }
+    }
+    let is_gone = |before: &&ListenerAt| !desired.listeners.iter().any(|at| at.name == before.name);
+    removals.extend(before.iter().filter(is_gone).map(|before| Change::CloseListener(before.clone())));
+}
+
 fn needs_restart(running: &Settings, desired: &Settings) -> Result<(), NeedsRestart> {
     let refuse = |what: String| Err(NeedsRestart { what });
     if running.gateway != desired.gateway {
@@ -225,10 +253,6 @@ fn needs_restart(running: &Settings, desired: &Settings) -> Result<(), NeedsRest
     }
     if running.relay.is_some() != desired.relay.is_some() {
         return refuse("whether there is a `relay`".into());
-    }
-    let listeners = |settings: &Settings| settings.relay.as_ref().map(|relay| relay.listeners.clone());
-    if listeners(running) != listeners(desired) {
-        return refuse("`relay.listeners`".into());
     }
     Ok(())
 }

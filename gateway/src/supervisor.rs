@@ -12,19 +12,20 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, Notify, watch};
 use tracing::{info, warn};
 use tunnel::io::{Lanes, LanesSettings, PreparedLane, PreparedPort, Tun, TunError, UdpError, UdpSocket, Wake};
 use tunnel::userspace::{Network, network};
 use tunnel::{EngineSettings, Mode, PeerChange, Snapshot, TunnelSettings};
 
-use crate::config::{self, Diagnostics, Listen, ListenerAt, Loaded, ReadError, RelaySettings, Settings, UnderlaySettings, Via};
+use crate::config::{self, Diagnostics, Listen, ListenerAt, Loaded, ReadError, Settings, UnderlaySettings, Via};
 use crate::endpoints::{Wanted, watch_endpoints};
 use crate::host::{Host, HostError};
-use crate::inside::{TunnelAcceptor, TunnelDialer, Way};
+use crate::inherit::Inherited;
 use crate::lanes::watch_lanes;
 use crate::plan::{Change, NeedsRestart, Plan};
-use crate::relay::{Acceptor, Dialer, DirectDialer, Listener, ListenerSettings, Path, Policy, Relay, Resolver, ResolverError, TcpAcceptor};
+use crate::relay::{Policy, Relay, Resolver, ResolverError};
+use crate::relaying::{self, Door, KnownPath};
 use crate::secret::WatchedFiles;
 
 /// The running gateway.
@@ -37,12 +38,21 @@ pub struct Supervisor {
     secrets: WatchedFiles,
     /// A change of them that could not be taken into use, and is tried again.
     pending: bool,
+    /// Why a restart would not come up with what is on disk now, as far as was seen.
+    on_disk: Option<&'static str>,
     /// The settings as the file had them; what runs may differ by what `wg` changed.
     taken: Settings,
     tunnels: Vec<RunningTunnel>,
     /// Present if any tunnel has a TUN device.
     host: Option<Host>,
     relay: Option<Relay>,
+    /// The relay's paths, which stay over reloads that do not change them.
+    paths: Vec<KnownPath>,
+    /// Notified when somebody asks the gateway to drain and end.
+    leave: Arc<Notify>,
+    leaving: bool,
+    /// For what is of no path.
+    resolver: Resolver,
     pub(crate) started: Instant,
     pub(crate) started_at: SystemTime,
     pub(crate) generation: u64,
@@ -53,8 +63,11 @@ pub(crate) struct RunningTunnel {
     pub(crate) mode: Mode,
     lanes: Arc<Lanes>,
     pub(crate) snapshots: watch::Receiver<Snapshot>,
-    network: Option<Network>,
+    /// The stack inside the process, in userspace mode.
+    pub(crate) network: Option<Network>,
     wanted: watch::Sender<Wanted>,
+    /// Endpoints that cannot be used: names that do not resolve, interfaces that are not there.
+    pub(crate) endpoint_problems: watch::Receiver<Vec<String>>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -130,7 +143,7 @@ struct Prepared {
     tunnels: Vec<PreparedTunnel>,
     host: Option<Host>,
     /// Listeners on the host's addresses, bound.
-    listeners: Vec<(ListenerAt, TcpAcceptor)>,
+    doors: Vec<(ListenerAt, Door)>,
     resolver: Resolver,
 }
 
@@ -161,11 +174,16 @@ impl Supervisor {
             text,
             secrets,
             pending: false,
+            on_disk: None,
             taken: settings.clone(),
             settings,
             tunnels: Vec::new(),
             host: prepared.host,
             relay: None,
+            paths: Vec::new(),
+            leave: Arc::default(),
+            leaving: false,
+            resolver: prepared.resolver.clone(),
             started: Instant::now(),
             started_at: SystemTime::now(),
             generation: 1,
@@ -178,13 +196,19 @@ impl Supervisor {
             let running = RunningTunnel::start(tunnel, &supervisor.settings.underlays, &prepared.resolver)?;
             supervisor.tunnels.push(running);
         }
-        if let Some(relay) = supervisor.settings.relay.clone() {
-            let policy = supervisor.policy(&supervisor.settings, &relay)?;
-            let running = Relay::new(policy);
-            for listener in supervisor.listeners(&relay, prepared.listeners).await? {
-                running.serve(listener);
+        if let Some(settings) = supervisor.settings.relay.clone() {
+            let (policy, paths) = relaying::policy(&supervisor.settings, &settings, &supervisor.tunnels, &[])?;
+            let mut doors = prepared.doors;
+            for at in &settings.listeners {
+                let door = relaying::open_inside(at, &supervisor.settings, &settings.limits, &supervisor.tunnels).await?;
+                doors.extend(door.map(|door| (at.clone(), door)));
             }
-            supervisor.relay = Some(running);
+            let relay = Relay::new(policy);
+            for (at, door) in doors {
+                relaying::serve(&relay, &at, door, &prepared.resolver);
+            }
+            supervisor.paths = paths;
+            supervisor.relay = Some(relay);
         }
         Ok(supervisor)
     }
@@ -197,17 +221,24 @@ impl Supervisor {
 
     async fn take(&mut self, loaded: Loaded) -> Result<Reloaded, ReloadError> {
         let Loaded { settings, diagnostics, source, secrets } = loaded;
-        let Some(desired) = settings else { return Err(ReloadError::Invalid { diagnostics, text: source }) };
+        let Some(desired) = settings else {
+            self.on_disk = Some("the configuration file has errors, and the last reload was refused: a restart would fail");
+            return Err(ReloadError::Invalid { diagnostics, text: source });
+        };
         let what = if self.is_edited() { "undid a change by wg, or changed" } else { "changed" };
         let reloaded = self.change_to(desired.clone(), what).await?;
         self.text = source;
         self.secrets = secrets;
         self.taken = desired;
+        self.on_disk = None;
         Ok(reloaded)
     }
 
     /// Carries out the difference between what runs and what is desired; all of it, or nothing.
     async fn change_to(&mut self, desired: Settings, what: &str) -> Result<Reloaded, SetError> {
+        if self.leaving {
+            return Err(NeedsRestart { what: "the gateway drains and ends; what".into() }.into());
+        }
         let plan = Plan::between(&self.settings, &desired)?;
         let changes: Vec<String> = plan.changes.iter().map(ToString::to_string).collect();
         if plan.is_empty() {
@@ -215,12 +246,13 @@ impl Supervisor {
         }
         self.kernel_is_there(&desired)?;
         // All that can fail: the resolver's set-up, the filter's text and the rules of nft.
-        let policy = desired.relay.as_ref().map(|relay| self.policy(&desired, relay)).transpose()?;
+        let policy = desired.relay.as_ref().map(|relay| relaying::policy(&desired, relay, &self.tunnels, &self.paths)).transpose()?;
+        let doors = self.open(&plan, &desired).await?;
         let tun = (self.tun(&self.settings), self.tun(&desired));
         if let Some(host) = &mut self.host {
             host.change(&self.settings, &desired, (&tun.0, &tun.1)).await.map_err(StartError::Host)?;
         }
-        self.apply(&plan, policy).await;
+        self.apply(&plan, policy, doors).await;
         self.settings = desired;
         self.settle();
         self.generation += 1;
@@ -242,10 +274,13 @@ impl Supervisor {
             // A file that is bad waits for its next change.
             let shown = loaded.diagnostics.render(&self.file.display().to_string(), &loaded.source, false);
             warn!("a secret has changed and cannot be used; what it was before stays in use\n{shown}");
+            self.on_disk =
+                Some("a secret on disk has changed and cannot be used; what it was before stays in use, and a restart would fail");
             return;
         };
         if *settings == self.taken {
             // Rewritten, and the same.
+            self.on_disk = None;
             return;
         }
         let edited = self.is_edited();
@@ -321,6 +356,39 @@ impl Supervisor {
         drop(host);
     }
 
+    /// Somebody wants the gateway to drain and end.
+    pub(crate) fn leave(&self) {
+        self.leave.notify_one();
+    }
+
+    /// The gateway is about to end.
+    pub(crate) const fn set_leaving(&mut self) {
+        self.leaving = true;
+    }
+
+    pub(crate) const fn is_leaving(&self) -> bool {
+        self.leaving
+    }
+
+    /// The tunnel that a path of the relay leaves by.
+    pub(crate) fn tunnel_of(&self, path: &str) -> Option<&str> {
+        let path = self.settings.relay.as_ref()?.paths.iter().find(|settings| settings.name == path)?;
+        match &path.via {
+            Via::Tunnel(name) => Some(name),
+            Via::Direct | Via::Underlay(_) => None,
+        }
+    }
+
+    /// Ready when somebody has asked the gateway to drain and end.
+    pub fn asked_to_leave(&self) -> impl Future<Output = ()> + use<> {
+        let leave = Arc::clone(&self.leave);
+        async move { leave.notified().await }
+    }
+
+    pub(crate) const fn on_disk(&self) -> Option<&'static str> {
+        self.on_disk
+    }
+
     pub(crate) fn file(&self) -> &std::path::Path {
         &self.file
     }
@@ -360,8 +428,32 @@ impl Supervisor {
         }
     }
 
+    /// Binds the listeners that a plan opens; they are served when it is applied.
+    async fn open(&self, plan: &Plan, desired: &Settings) -> Result<Vec<(ListenerAt, Door)>, StartError> {
+        let mut doors = Vec::new();
+        let Some(relay) = &desired.relay else { return Ok(doors) };
+        for change in &plan.changes {
+            let Change::OpenListener(at) = change else { continue };
+            let door = match relaying::open_on_host(at, &relay.limits, &mut Inherited::none(), self.holds(&at.listen))? {
+                Some(door) => Some(door),
+                None => relaying::open_inside(at, desired, &relay.limits, &self.tunnels).await?,
+            };
+            doors.extend(door.map(|door| (at.clone(), door)));
+        }
+        Ok(doors)
+    }
+
+    /// Whether a listener of ours may have that port.
+    fn holds(&self, listen: &Listen) -> bool {
+        let port = |listen: &Listen| match listen {
+            Listen::Host(address) => address.port(),
+            Listen::Tunnel { port, .. } => *port,
+        };
+        self.settings.relay.iter().flat_map(|relay| &relay.listeners).any(|held| port(&held.listen) == port(listen))
+    }
+
     /// The part of a reload that cannot fail.
-    async fn apply(&self, plan: &Plan, mut policy: Option<Policy>) {
+    async fn apply(&mut self, plan: &Plan, mut policy: Option<(Policy, Vec<KnownPath>)>, mut doors: Vec<(ListenerAt, Door)>) {
         for change in &plan.changes {
             match change {
                 Change::SetPrivateKey { tunnel, key } => {
@@ -382,8 +474,25 @@ impl Supervisor {
                 }
                 // Underlays change how endpoints resolve and how paths leave.
                 Change::SetUnderlays(_) | Change::SetPolicy(_) => {
-                    if let (Some(relay), Some(policy)) = (&self.relay, policy.take()) {
+                    if let (Some(relay), Some((policy, paths))) = (&self.relay, policy.take()) {
                         relay.set_policy(policy);
+                        self.paths = paths;
+                    }
+                }
+                Change::OpenListener(at) => {
+                    let door = doors.iter().position(|(opened, _)| opened.name == at.name).map(|place| doors.swap_remove(place).1);
+                    if let (Some(relay), Some(door)) = (&self.relay, door) {
+                        relaying::serve(relay, at, door, &self.resolver);
+                    }
+                }
+                Change::ChangeListener(at) => {
+                    if let Some(relay) = &self.relay {
+                        relaying::change(relay, at);
+                    }
+                }
+                Change::CloseListener(at) => {
+                    if let Some(relay) = &self.relay {
+                        relay.close_listener(&at.name);
                     }
                 }
                 Change::SetRoutes(_) | Change::OrderPeers { .. } => {}
@@ -410,70 +519,6 @@ impl Supervisor {
         let is_tun = |tunnel: &&TunnelSettings| self.tunnels.iter().any(|running| running.name == tunnel.name && running.mode == Mode::Tun);
         settings.tunnels.iter().filter(is_tun).collect()
     }
-
-    fn policy(&self, settings: &Settings, relay: &RelaySettings) -> Result<Policy, StartError> {
-        let resolver = Resolver::new(&relay.name_servers)?;
-        let mut paths = Vec::new();
-        for path in &relay.paths {
-            let Some(dialer) = self.dialer(settings, &path.via) else { continue };
-            paths.push(Arc::new(Path {
-                name: path.name.as_str().into(),
-                dialer,
-                resolver: resolver.clone(),
-                parents: path.parents.clone(),
-            }));
-        }
-        Ok(Policy { sensors: relay.sensors.clone(), catalogue: relay.catalogue.clone(), paths, limits: relay.limits.clone() })
-    }
-
-    fn dialer(&self, settings: &Settings, via: &Via) -> Option<Arc<dyn Dialer>> {
-        match via {
-            Via::Direct => Some(Arc::new(DirectDialer::default())),
-            Via::Underlay(name) => {
-                let UnderlaySettings { interface, source, mark } = settings.underlays.get(name)?.clone();
-                Some(Arc::new(DirectDialer { interface, source, mark }))
-            }
-            Via::Tunnel(name) => {
-                let running = self.tunnels.iter().find(|running| running.name == *name)?;
-                let way = match &running.network {
-                    Some(network) => Way::Network(network.clone()),
-                    None => Way::Device(DirectDialer { interface: Some(name.clone()), source: None, mark: None }),
-                };
-                Some(Arc::new(TunnelDialer { tunnel: name.clone(), snapshots: running.snapshots.clone(), way }))
-            }
-        }
-    }
-
-    async fn listeners(&self, relay: &RelaySettings, host: Vec<(ListenerAt, TcpAcceptor)>) -> Result<Vec<Listener>, StartError> {
-        let open = |at: &ListenerAt, acceptor: Box<dyn Acceptor>| Listener {
-            settings: ListenerSettings { name: at.name.clone(), protocol: at.protocol },
-            acceptor,
-        };
-        let mut listeners: Vec<Listener> = host.into_iter().map(|(at, acceptor)| open(&at, Box::new(acceptor))).collect();
-        for at in &relay.listeners {
-            let Listen::Tunnel { tunnel, address, port } = &at.listen else { continue };
-            let (Some(running), Some(settings)) =
-                (self.tunnels.iter().find(|running| running.name == *tunnel), self.settings.tunnel(tunnel))
-            else {
-                continue;
-            };
-            match &running.network {
-                Some(network) => {
-                    let inside = network.listen(*port).await.ok().flatten();
-                    let inside =
-                        inside.ok_or_else(|| StartError::InsideTaken { listener: at.name.clone(), tunnel: tunnel.clone(), port: *port })?;
-                    listeners.push(open(at, Box::new(TunnelAcceptor(inside))));
-                }
-                None => {
-                    let own = settings.addresses.iter().map(ipnet::IpNet::addr).filter(|own| address.is_none_or(|only| only == *own));
-                    for own in own {
-                        listeners.push(open(at, Box::new(bind(&at.name, SocketAddr::new(own, *port), true)?)));
-                    }
-                }
-            }
-        }
-        Ok(listeners)
-    }
 }
 
 impl RunningTunnel {
@@ -490,8 +535,9 @@ impl RunningTunnel {
         let lanes = Arc::new(lanes);
         let snapshots = watch_lanes(&lanes);
         let (wanted, watched) = watch::channel(Wanted { peers: settings.peers, underlays: underlays.clone() });
-        tokio::spawn(watch_endpoints(Arc::clone(&lanes), resolver.clone(), watched, snapshots.clone()));
-        Ok(Self { name: settings.name, mode, lanes, snapshots, network, wanted })
+        let (told, endpoint_problems) = watch::channel(Vec::new());
+        tokio::spawn(watch_endpoints(Arc::clone(&lanes), resolver.clone(), watched, snapshots.clone(), told));
+        Ok(Self { name: settings.name, mode, lanes, snapshots, network, wanted, endpoint_problems })
     }
 }
 
@@ -501,13 +547,15 @@ async fn prepare(settings: &Settings) -> Result<Prepared, StartError> {
         tunnels.push(prepare_tunnel(settings, tunnel)?);
     }
     let host = if tunnels.iter().any(|tunnel| tunnel.mode == Mode::Tun) { Some(Host::prepare().await?) } else { None };
-    let mut listeners = Vec::new();
-    for at in settings.relay.iter().flat_map(|relay| &relay.listeners) {
-        if let Listen::Host(address) = at.listen {
-            listeners.push((at.clone(), bind(&at.name, address, false)?));
+    let mut doors = Vec::new();
+    let mut inherited = Inherited::from_environment();
+    if let Some(relay) = &settings.relay {
+        for at in &relay.listeners {
+            doors.extend(relaying::open_on_host(at, &relay.limits, &mut inherited, false)?.map(|door| (at.clone(), door)));
         }
     }
-    Ok(Prepared { tunnels, host, listeners, resolver: Resolver::new(&[])? })
+    inherited.close();
+    Ok(Prepared { tunnels, host, doors, resolver: Resolver::new(&[])? })
 }
 
 fn prepare_tunnel(settings: &Settings, tunnel: &TunnelSettings) -> Result<PreparedTunnel, StartError> {
@@ -561,17 +609,6 @@ fn prepare_tunnel(settings: &Settings, tunnel: &TunnelSettings) -> Result<Prepar
         }
     }
     Ok(PreparedTunnel { settings: tunnel.clone(), mode, lanes, network })
-}
-
-fn bind(listener: &str, address: SocketAddr, late: bool) -> Result<TcpAcceptor, StartError> {
-    let listener = listener.to_owned();
-    TcpAcceptor::bind(address, late).map_err(|source| {
-        if source.kind() == std::io::ErrorKind::AddrInUse {
-            StartError::ListenerTaken { listener, address }
-        } else {
-            StartError::Listener { listener, address, source }
-        }
-    })
 }
 
 /// The supervisor as the admin interface and the signals share it.

@@ -2,11 +2,15 @@
 //!
 //! Labels are names from the YAML and words from the code, never what a sensor or the network sent.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use tunnel::PeerState;
 
+use crate::relay::PathSnapshot;
+use crate::relay::histogram::Histogram;
 use crate::supervisor::Supervisor;
 
 /// Escapes itself as a label's value.
@@ -102,7 +106,8 @@ fn tunnels(text: &mut Text, supervisor: &Supervisor) {
 }
 
 fn relay(text: &mut Text, supervisor: &Supervisor) {
-    let Some(relay) = supervisor.relay().map(crate::relay::Relay::snapshot) else { return };
+    let Some(running) = supervisor.relay() else { return };
+    let relay = running.snapshot();
     text.metric("skyway_relay_sessions", "gauge", "Sessions that stand.");
     text.sample("skyway_relay_sessions", &[], relay.open as f64);
     text.metric("skyway_relay_relayed_total", "counter", "Sessions that reached their upstream.");
@@ -120,12 +125,60 @@ fn relay(text: &mut Text, supervisor: &Supervisor) {
     for (name, sensor) in &relay.sensors {
         text.sample("skyway_sensor_sessions", &[("sensor", name)], sensor.open as f64);
     }
+    text.metric("skyway_sensor_relayed_total", "counter", "Sessions that reached their upstream, by sensor.");
+    for (name, sensor) in &relay.sensors {
+        text.sample("skyway_sensor_relayed_total", &[("sensor", name)], sensor.relayed as f64);
+    }
+    text.metric("skyway_sensor_refused_total", "counter", "Sessions that did not, by sensor.");
+    for (name, sensor) in &relay.sensors {
+        text.sample("skyway_sensor_refused_total", &[("sensor", name)], sensor.refused as f64);
+    }
+    paths(text, &running.paths(), &relay.paths);
+    text.metric("skyway_relay_questions_total", "counter", "Questions to dns and ntp listeners, by what became of them.");
+    for ((listener, what), count) in &relay.questions {
+        text.sample("skyway_relay_questions_total", &[("listener", listener), ("result", what)], *count as f64);
+    }
+    text.histogram("skyway_relay_hello_seconds", "From accept to a whole CONNECT head or ClientHello.", &relay.hello);
+    text.histogram("skyway_relay_connect_seconds", "From that to an upstream stream.", &relay.connect);
+    text.histogram("skyway_relay_first_byte_seconds", "From that to the upstream's first byte.", &relay.first_byte);
+}
+
+fn paths(text: &mut Text, paths: &[PathSnapshot], sessions: &BTreeMap<Arc<str>, u64>) {
+    text.metric("skyway_path_up", "gauge", "1 if the path's probes reach Defender, 0 if not; absent if it is not probed.");
+    for path in paths.iter().filter(|path| path.is_probed) {
+        text.sample("skyway_path_up", &[("path", &path.name)], f64::from(u8::from(path.health.state == "up")));
+    }
+    text.metric("skyway_path_intercepted", "gauge", "1 if somebody on the path answers with certificates of their own.");
+    for path in paths.iter().filter(|path| path.is_probed) {
+        text.sample("skyway_path_intercepted", &[("path", &path.name)], f64::from(u8::from(path.health.intercepted_by.is_some())));
+    }
+    text.metric("skyway_path_probe_seconds", "gauge", "How long the last probe that succeeded took.");
+    for path in paths {
+        if let Some(took) = path.health.took {
+            text.sample("skyway_path_probe_seconds", &[("path", &path.name)], took.as_secs_f64());
+        }
+    }
+    text.metric("skyway_path_sessions_total", "counter", "Sessions that took the path.");
+    for (path, count) in sessions {
+        text.sample("skyway_path_sessions_total", &[("path", path)], *count as f64);
+    }
 }
 
 impl Text {
     fn metric(&mut self, name: &str, kind: &str, help: &str) {
         // Writing to a string cannot fail.
         let _written = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    fn histogram(&mut self, name: &str, help: &str, histogram: &Histogram) {
+        self.metric(name, "histogram", help);
+        let bucket = format!("{name}_bucket");
+        for (bound, count) in histogram.cumulative() {
+            self.sample(&bucket, &[("le", &bound.to_string())], count as f64);
+        }
+        self.sample(&bucket, &[("le", "+Inf")], histogram.count() as f64);
+        self.sample(&format!("{name}_sum"), &[], histogram.sum_seconds());
+        self.sample(&format!("{name}_count"), &[], histogram.count() as f64);
     }
 
     fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: f64) {

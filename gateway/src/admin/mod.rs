@@ -8,6 +8,7 @@ mod health;
 mod metrics;
 mod show;
 mod status;
+mod trace;
 
 use std::io;
 use std::net::SocketAddr;
@@ -15,7 +16,7 @@ use std::path::PathBuf;
 
 use axum::Json;
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -23,10 +24,11 @@ use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, UnixListener};
 
 use crate::config::GatewaySettings;
+use crate::relay::HostName;
 use crate::socket::{SocketError, SocketFile, bind_private};
 use crate::supervisor::{ReloadError, Reloaded, Shared};
 
-pub use status::{Status, Verdict};
+pub use status::{LaneStatus, PathStatus, PeerStatus, Status, TunnelStatus, UnknownKeyStatus, Verdict};
 
 /// The sockets of the admin interface, bound and not yet served.
 pub struct Admin {
@@ -82,6 +84,8 @@ impl Admin {
             .route("/v1/status", get(answer_status))
             .route("/v1/show", get(answer_show))
             .route("/v1/reload", post(answer_reload))
+            .route("/v1/drain", post(answer_drain))
+            .route("/v1/trace", get(answer_trace))
             .route("/metrics", get(answer_metrics))
             .with_state(supervisor.clone());
         tokio::spawn(async move {
@@ -132,6 +136,30 @@ async fn answer_reload(State(supervisor): State<Shared>) -> (StatusCode, Json<Re
             Json(ReloadAnswer { ok: false, file: String::new(), generation: 0, changes: Vec::new(), error }),
         )
     })
+}
+
+/// The gateway drains and ends, as by SIGTERM.
+async fn answer_drain(State(supervisor): State<Shared>) -> StatusCode {
+    supervisor.lock().await.leave();
+    StatusCode::ACCEPTED
+}
+
+#[derive(Debug, Deserialize)]
+struct TraceQuery {
+    sensor: String,
+    host: String,
+    port: u16,
+}
+
+async fn answer_trace(State(supervisor): State<Shared>, Query(query): Query<TraceQuery>) -> Response {
+    let refused = |why: String| (StatusCode::BAD_REQUEST, why).into_response();
+    // A trace takes seconds; nobody should wait for it.
+    let policy = supervisor.lock().await.relay().map(crate::relay::Relay::policy);
+    let Some(policy) = policy else { return refused("this gateway has no relay".into()) };
+    match HostName::parse(&query.host) {
+        Ok(host) => Json(trace::trace(&policy, &query.sensor, &host, query.port).await).into_response(),
+        Err(error) => refused(error.to_string()),
+    }
 }
 
 async fn reload(supervisor: &Shared) -> (StatusCode, Json<ReloadAnswer>) {

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use tunnel::{LaneSnapshot, Mode, PeerSnapshot, PeerState};
 
-use crate::relay::RelaySnapshot;
+use crate::relay::{PathSnapshot, Relay};
 use crate::supervisor::{RunningTunnel, Supervisor};
 
 /// The whole answer. Fields are added, never renamed, within `version` 1 of the API.
@@ -46,6 +47,16 @@ pub struct TunnelStatus {
     /// Dropped packets and datagrams by reason; those at zero are left out.
     pub drops: BTreeMap<String, u64>,
     pub streams: Option<usize>,
+    /// Handshakes from keys that are not configured: how many, and the last.
+    #[serde(default)]
+    pub unknown_key: Option<UnknownKeyStatus>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct UnknownKeyStatus {
+    pub count: u64,
+    pub key: String,
+    pub from: String,
 }
 
 /// One of the WireGuard sessions side by side that a tunnel is made of.
@@ -90,6 +101,12 @@ pub struct PeerStatus {
     pub probes_answered: u64,
     pub trouble: Option<String>,
     pub trouble_text: Option<String>,
+    /// Probes, and handshakes if there were any, have met with silence.
+    #[serde(default)]
+    pub silent: bool,
+    /// The path takes less than the tunnel's MTU.
+    #[serde(default)]
+    pub path_limited: bool,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -108,7 +125,45 @@ pub struct RelayStatus {
     pub refused: u64,
     pub ended: BTreeMap<String, u64>,
     pub sensors: BTreeMap<String, SensorStatus>,
+    #[serde(default)]
+    pub paths: Vec<PathStatus>,
+    /// Which sensors still use which of the customer's own hubs.
+    #[serde(default)]
+    pub legacy: Vec<LegacyStatus>,
+    /// The customer's own hubs that nobody has used since the start.
+    #[serde(default)]
+    pub unused_legacy_hubs: Vec<String>,
     pub draining: bool,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PathStatus {
+    pub name: String,
+    /// `unknown` (not probed yet, or never), `up`, `down`, `returning`.
+    pub state: String,
+    pub state_seconds: u64,
+    pub is_probed: bool,
+    pub last_success_seconds_ago: Option<u64>,
+    /// How long the last probe that succeeded took.
+    pub probe_ms: Option<f64>,
+    pub last_failure: Option<String>,
+    pub flaps: u64,
+    /// Whose certificates are shown instead of Defender's.
+    pub intercepted_by: Option<String>,
+    /// Chains of proxies, the nearest first.
+    pub parents: Vec<Vec<String>>,
+    /// The gateways that carried the last session, the nearest first.
+    pub via: Vec<String>,
+    /// Sessions that took it since the start.
+    pub sessions: u64,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LegacyStatus {
+    pub hub: String,
+    pub sensor: String,
+    pub sessions: u64,
+    pub last_unix: u64,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -124,7 +179,7 @@ pub struct SensorStatus {
 pub(super) fn of(supervisor: &Supervisor) -> Status {
     let settings = supervisor.settings();
     let tunnels: Vec<TunnelStatus> = supervisor.tunnels().iter().map(tunnel).collect();
-    let relay = supervisor.relay().map(|running| relay(&running.snapshot()));
+    let relay = supervisor.relay().map(relay);
     let (verdict, problems) = judge(supervisor, relay.as_ref());
     let routes = settings.routes.fixed.iter().map(|route| {
         let waits = supervisor.waiting().iter().any(|waiting| waiting.prefix() == route.prefix && waiting.metric() == route.metric);
@@ -175,6 +230,11 @@ fn judge(supervisor: &Supervisor, relay: Option<&RelayStatus>) -> (Verdict, Vec<
                 ));
             }
         }
+        problems.extend(tunnel.endpoint_problems.borrow().iter().map(|problem| format!("tunnel {}, {problem}", tunnel.name)));
+        let by_first = snapshot.peers.iter().all(|peer| peer.active_endpoint.is_none_or(|active| active == 0));
+        for lane in snapshot.lanes.iter().skip(1).filter(|lane| by_first && lane.attached && lane.standby_peers > 0) {
+            problems.push(format!("tunnel {}: lane {} (UDP {}) reaches a peer by a standby endpoint", tunnel.name, lane.number, lane.port));
+        }
         if snapshot.peers.iter().any(|peer| peer.state == PeerState::Up) {
             for lane in snapshot.lanes.iter().filter(|lane| !lane.attached) {
                 problems.push(format!(
@@ -183,8 +243,18 @@ fn judge(supervisor: &Supervisor, relay: Option<&RelayStatus>) -> (Verdict, Vec<
                 ));
             }
         }
+        let waits = snapshot.peers.iter().any(|peer| peer.state != PeerState::Up);
+        if let Some(from) = snapshot.last_misaddressed.filter(|_| waits) {
+            problems.push(format!(
+                "tunnel {}: handshakes came that were made for another public key than ours, the last from {from}: whoever sends them has a wrong key \
+                 for this gateway",
+                tunnel.name
+            ));
+        }
+        // From where a peer is, it is likely the peer itself, with another key than before.
+        let is_peers = |from: SocketAddr| snapshot.peers.iter().filter_map(|peer| peer.endpoint).any(|endpoint| endpoint.ip() == from.ip());
         if let Some((key, from)) = snapshot.last_unknown
-            && snapshot.peers.iter().any(|peer| peer.state != PeerState::Up)
+            && (waits || snapshot.unknown_recently && is_peers(from))
         {
             let count = snapshot.unknown_initiations;
             problems.push(format!(
@@ -193,11 +263,19 @@ fn judge(supervisor: &Supervisor, relay: Option<&RelayStatus>) -> (Verdict, Vec<
             ));
         }
     }
+    problems.extend(supervisor.on_disk().map(str::to_owned));
     if supervisor.is_edited() {
         problems.push("a tunnel was changed by wg: the next reload undoes it".into());
     }
     if relay.is_some_and(|relay| relay.draining) {
         problems.push("the relay drains: no new sessions are taken".into());
+    }
+    for path in relay.iter().flat_map(|relay| &relay.paths).filter(|path| path.is_probed) {
+        if let Some(issuer) = &path.intercepted_by {
+            problems.push(format!("path {}: TLS is intercepted: the certificates come from {issuer}", path.name));
+        } else if path.state == "down" || path.state == "returning" {
+            problems.push(format!("path {}: {}: {}", path.name, path.state, path.last_failure.as_deref().unwrap_or("-")));
+        }
     }
     // A sensor that a reload took away is nobody's problem any more.
     let known = |name: &str| supervisor.settings().relay.iter().flat_map(|relay| relay.sensors.iter()).any(|sensor| *sensor.name == *name);
@@ -240,6 +318,11 @@ fn tunnel(running: &RunningTunnel) -> TunnelStatus {
         peers: snapshot.peers.iter().map(peer).collect(),
         drops: snapshot.drops.iter().filter(|(_, count)| *count > 0).map(|(reason, count)| (reason.label().to_owned(), count)).collect(),
         streams: snapshot.streams,
+        unknown_key: snapshot.last_unknown.map(|(key, from)| UnknownKeyStatus {
+            count: snapshot.unknown_initiations,
+            key: key.to_string(),
+            from: from.to_string(),
+        }),
     }
 }
 
@@ -279,10 +362,16 @@ fn peer(peer: &PeerSnapshot) -> PeerStatus {
         probes_answered: peer.probe.map_or(0, |probe| probe.answered),
         trouble: peer.trouble.map(|trouble| trouble.label().into()),
         trouble_text: peer.trouble.map(|trouble| trouble.to_string()),
+        silent: peer.is_silent(),
+        path_limited: peer.path_limited,
     }
 }
 
-fn relay(snapshot: &RelaySnapshot) -> RelayStatus {
+fn relay(relay: &Relay) -> RelayStatus {
+    let snapshot = relay.snapshot();
+    let unix = |at: SystemTime| at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let policy = relay.policy();
+    let is_unused = |host: &crate::relay::HostName| !snapshot.legacy.keys().any(|(used, _)| used == host);
     RelayStatus {
         open: snapshot.open,
         relayed: snapshot.relayed,
@@ -303,7 +392,42 @@ fn relay(snapshot: &RelaySnapshot) -> RelayStatus {
                 (name.to_string(), sensor)
             })
             .collect(),
+        paths: relay.paths().iter().map(|path| path_status(path, snapshot.paths.get(&path.name).copied().unwrap_or_default())).collect(),
+        legacy: snapshot
+            .legacy
+            .iter()
+            .map(|((hub, sensor), seen)| LegacyStatus {
+                hub: hub.to_string(),
+                sensor: sensor.to_string(),
+                sessions: seen.sessions,
+                last_unix: unix(seen.last),
+            })
+            .collect(),
+        unused_legacy_hubs: policy
+            .catalogue
+            .iter()
+            .filter(|(host, entry)| entry.legacy && is_unused(host))
+            .map(|(host, _)| host.to_string())
+            .collect(),
         draining: snapshot.draining,
+    }
+}
+
+fn path_status(path: &PathSnapshot, sessions: u64) -> PathStatus {
+    let health = &path.health;
+    PathStatus {
+        name: path.name.to_string(),
+        state: health.state.into(),
+        state_seconds: health.since.elapsed().as_secs(),
+        is_probed: path.is_probed,
+        last_success_seconds_ago: health.last_success.map(|at| at.elapsed().as_secs()),
+        probe_ms: health.took.map(|took| took.as_secs_f64() * 1000.0),
+        last_failure: health.last_failure.clone(),
+        flaps: health.flaps,
+        intercepted_by: health.intercepted_by.clone(),
+        parents: path.parents.clone(),
+        via: path.via.clone(),
+        sessions,
     }
 }
 
@@ -369,6 +493,22 @@ impl fmt::Display for Status {
         }
         if let Some(relay) = &self.relay {
             writeln!(f, "RELAY {} sessions open, {} relayed, {} refused", relay.open, relay.relayed, relay.refused)?;
+            for path in &relay.paths {
+                write!(f, "  path {:<16} {:<10}", path.name, if path.is_probed { path.state.as_str() } else { "not probed" })?;
+                if let Some(probe) = path.probe_ms {
+                    write!(f, " probe {probe:.0} ms")?;
+                }
+                if !path.via.is_empty() {
+                    write!(f, "  through {}", path.via.join(" → "))?;
+                }
+                writeln!(f, "  {} sessions", path.sessions)?;
+            }
+            for legacy in &relay.legacy {
+                writeln!(f, "  legacy hub {}: sensor {} used it {}", legacy.hub, legacy.sensor, ago(Some(legacy.last_unix)))?;
+            }
+            for hub in &relay.unused_legacy_hubs {
+                writeln!(f, "  legacy hub {hub}: unused since the start; when that is long enough, it can go")?;
+            }
             for (name, sensor) in &relay.sensors {
                 writeln!(
                     f,

@@ -1,4 +1,4 @@
-//! `skyway status`, `show` and `reload`: questions to the running gateway.
+//! `skyway status`, `show`, `reload` and `drain`: questions to the running gateway.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -42,6 +42,30 @@ pub(super) fn reload(args: &AskArgs) -> anyhow::Result<ExitCode> {
         }
         say(&format!("reloaded {}; generation {}", answer.file, answer.generation));
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// How often a gateway that drains is looked at.
+const LOOK: std::time::Duration = std::time::Duration::from_millis(200);
+
+pub(super) fn drain(args: &AskArgs) -> anyhow::Result<ExitCode> {
+    let (code, _) = ask(args, Method::POST, "/v1/drain")?;
+    anyhow::ensure!(code == StatusCode::ACCEPTED, "the running gateway does not drain on request ({code}): it is older than this skyway");
+    let (mut told, mut uptime) = (None, 0);
+    // It answers until the last session is gone, or cut at the end of its limits.
+    while let Ok((_, body)) = ask(args, Method::GET, "/v1/status") {
+        let status: Status = serde_json::from_slice(&body)?;
+        // Whoever keeps it running has started it again.
+        if std::mem::replace(&mut uptime, status.uptime_seconds) > status.uptime_seconds {
+            break;
+        }
+        let open = status.relay.map_or(0, |relay| relay.open);
+        if told.replace(open) != Some(open) {
+            complain(&format!("draining: {open} sessions"));
+        }
+        std::thread::sleep(LOOK);
+    }
+    say("drained; the gateway has ended");
     Ok(ExitCode::SUCCESS)
 }
 

@@ -4,8 +4,11 @@
 
 mod ask;
 mod check;
+mod doctor;
+mod import;
 mod keys;
 mod release;
+mod render;
 mod run;
 
 use std::io;
@@ -46,9 +49,29 @@ enum Command {
     Check(CheckArgs),
     /// Make the running gateway read its file again
     ///
-    /// Peers, MTUs, routes, catalogue, sensors, paths and limits change in place; what did not change is not touched. A bad
+    /// Peers, MTUs, routes, catalogue, sensors, paths, listeners and limits change in place; what did not change is not touched. A bad
     /// file, or a change that takes a restart, changes nothing.
     Reload(AskArgs),
+    /// Drain the running gateway and end it, as SIGTERM does
+    ///
+    /// It is not ready any more at once (/readyz), takes connections for relay.limits.drain_notice longer, then lets sessions run
+    /// on for relay.limits.drain, the ends of the last ones spread over relay.limits.drain_spread. Returns when it is gone.
+    Drain(AskArgs),
+    /// Look at everything that this gateway depends on, and say what is wrong and what to do
+    ///
+    /// Takes less than 15 seconds, changes nothing and needs no root; knows most while the gateway runs. Exit code 0 if
+    /// nothing is wrong, 1 if something is, 2 if the file cannot be read.
+    Doctor(doctor::DoctorArgs),
+    /// Have the running gateway go the way of a sensor to a host, and say by which rules and how far
+    ///
+    /// Exit code 0 if it is allowed and reached, 1 if not, 2 if no gateway answers.
+    Trace(doctor::TraceArgs),
+    /// Turn the portal's endpoint list, or a squid.conf, into skyway's YAML
+    #[command(subcommand)]
+    Import(import::ImportCommand),
+    /// Print configuration for what stands beside the gateway
+    #[command(subcommand)]
+    Render(render::RenderCommand),
     /// Remove what the kill switch left in the kernel: routes, rules and the inward filter
     ///
     /// For a gateway that will not come back. Until this is run, prefixes meant for its tunnels stay unreachable on this
@@ -132,6 +155,11 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Reload(args) => ask::reload(&args),
+        Command::Drain(args) => ask::drain(&args),
+        Command::Doctor(args) => doctor::examine(&args),
+        Command::Trace(args) => doctor::trace(&args),
+        Command::Import(command) => import::run(&command),
+        Command::Render(command) => render::run(&command),
         Command::Release(args) => release::run(&args),
         Command::Status(args) => ask::status(&args),
         Command::Show(args) => ask::show(&args),

@@ -60,7 +60,7 @@ async fn live(args: &RunArgs, settings: Settings, text: String, secrets: Watched
         Ok(supervisor) => supervisor,
         Err(error) => return Ok(refuse(&error)),
     };
-    let lane_ended = supervisor.lane_ended();
+    let (lane_ended, asked_to_leave) = (supervisor.lane_ended(), supervisor.asked_to_leave());
     let supervisor: Shared = Arc::new(Mutex::new(supervisor));
     let socket = admin.serve(Arc::clone(&supervisor));
     let uapi: Vec<_> = uapi.into_iter().map(|uapi| uapi.serve(Arc::clone(&supervisor))).collect();
@@ -69,6 +69,7 @@ async fn live(args: &RunArgs, settings: Settings, text: String, secrets: Watched
     let file = args.config.config.display().to_string();
     let code = tokio::select! {
         () = signals.until_stopped(&supervisor, &file) => ExitCode::SUCCESS,
+        () = asked_to_leave => ExitCode::SUCCESS,
         tunnel = lane_ended => {
             // Nothing can drain through a tunnel that is gone; whoever restarts us is needed now.
             error!(tunnel, "a lane has ended; the gateway stops at once");
@@ -104,7 +105,11 @@ async fn maintain(supervisor: Shared) {
 
 async fn stop(supervisor: Shared) {
     // The drain is long; status and health must be answered meanwhile.
-    let relay = supervisor.lock().await.relay().cloned();
+    let relay = {
+        let mut supervisor = supervisor.lock().await;
+        supervisor.set_leaving();
+        supervisor.relay().cloned()
+    };
     if let Some(relay) = relay {
         let cut = relay.drain().await;
         if cut > 0 {

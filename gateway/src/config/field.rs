@@ -108,6 +108,19 @@ impl<'de, M: Deserialize<'de>> Deserialize<'de> for ScalarOr<M> {
     }
 }
 
+/// One text, or a list of them: `client_certificate: line-3` or `client_certificate: [line-3, line-4]`.
+#[derive(Clone, Debug)]
+pub(crate) enum OneOrMany {
+    One(String),
+    Many(Vec<Field<String>>),
+}
+
+impl<'de> Deserialize<'de> for OneOrMany {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(OneOrManyVisitor)
+    }
+}
+
 struct FieldVisitor<T>(PhantomData<T>);
 
 impl<'de, T: Deserialize<'de>> Visitor<'de> for FieldVisitor<T> {
@@ -165,6 +178,28 @@ impl<'de, M: Deserialize<'de>> Visitor<'de> for ScalarOrVisitor<M> {
 
     fn visit_newtype_struct<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         M::deserialize(deserializer).map(ScalarOr::Mapping)
+    }
+}
+
+struct OneOrManyVisitor;
+
+impl<'de> Visitor<'de> for OneOrManyVisitor {
+    type Value = OneOrMany;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string or a list of strings")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
+        Ok(OneOrMany::One(text.to_owned()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Self::Value, A::Error> {
+        let mut texts = Vec::new();
+        while let Some(text) = elements.next_element()? {
+            texts.push(text);
+        }
+        Ok(OneOrMany::Many(texts))
     }
 }
 

@@ -22,7 +22,8 @@ use crate::secret::WatchedFiles;
 
 pub use diagnostic::{Diagnostic, Diagnostics};
 pub use settings::{
-    GatewaySettings, Listen, ListenerAt, PathSettings, RelaySettings, RouteSettings, Settings, StaticRoute, UnderlaySettings, Via,
+    GatewaySettings, Listen, ListenerAt, ListenerKind, PathSettings, RelaySettings, RouteSettings, Settings, StaticRoute, UnderlaySettings,
+    Via,
 };
 
 /// What reading a file gave: settings if there was no error, and everything that was noticed.
@@ -31,7 +32,7 @@ pub struct Loaded {
     pub settings: Option<Settings>,
     pub diagnostics: Diagnostics,
     pub source: String,
-    /// The files of secrets that it names.
+    /// The files that it names: of secrets, certificates and service tags.
     pub secrets: WatchedFiles,
 }
 

@@ -5,7 +5,7 @@
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::field::{Entries, Field, ScalarOr};
+use super::field::{Entries, Field, OneOrMany, ScalarOr};
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -28,6 +28,7 @@ pub(super) struct RawGateway {
     pub(super) admin: Field<String>,
     pub(super) metrics: Field<String>,
     pub(super) health: Field<String>,
+    pub(super) level: Field<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -150,7 +151,18 @@ pub(super) struct RawRelay {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct RawCatalogue {
+    pub(super) presets: Field<Vec<Field<RawPreset>>>,
     pub(super) hosts: Field<Vec<Field<ScalarOr<RawHost>>>>,
+    pub(super) legacy_hubs: Field<Vec<Field<String>>>,
+    pub(super) allow_tenant_wildcard: Field<bool>,
+    pub(super) service_tags: Field<RawServiceTags>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum RawPreset {
+    DefenderPublic,
+    DefenderUsGov,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -165,9 +177,28 @@ pub(super) struct RawHost {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+pub(super) struct RawServiceTags {
+    pub(super) file: Field<String>,
+    pub(super) mode: Field<RawServiceTagMode>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum RawServiceTagMode {
+    Off,
+    Warn,
+    Enforce,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub(super) struct RawSensor {
     pub(super) from: Field<Vec<Field<String>>>,
     pub(super) proxy_user: Field<RawProxyUser>,
+    pub(super) client_certificate: Field<OneOrMany>,
+    pub(super) private_link: Field<RawPrivateLink>,
+    pub(super) sessions: Field<u32>,
+    pub(super) gateway: Field<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -179,10 +210,21 @@ pub(super) struct RawProxyUser {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+pub(super) struct RawPrivateLink {
+    pub(super) aws_vpc_endpoint: Field<String>,
+    pub(super) azure_link_id: Field<u32>,
+    pub(super) gcp_psc_connection: Field<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub(super) struct RawPath {
     pub(super) name: Field<String>,
     pub(super) via: Field<ScalarOr<RawVia>>,
-    pub(super) parents: Field<Vec<Field<String>>>,
+    pub(super) parents: Field<Vec<Field<ScalarOr<RawParent>>>>,
+    pub(super) name_servers: Field<Vec<Field<String>>>,
+    pub(super) probe: Field<ScalarOr<RawPathProbe>>,
+    pub(super) on_path_down: Field<RawOnPathDown>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -192,12 +234,57 @@ pub(super) struct RawVia {
     pub(super) underlay: Field<String>,
 }
 
+/// A proxy, or a chain of them and nothing else.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawParent {
+    pub(super) url: Field<String>,
+    pub(super) auth: Field<RawProxyUser>,
+    pub(super) ca: Field<String>,
+    pub(super) client_cert: Field<RawClientCertificate>,
+    pub(super) gateway: Field<bool>,
+    pub(super) level: Field<String>,
+    pub(super) chain: Field<Vec<Field<ScalarOr<Self>>>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawClientCertificate {
+    pub(super) certificate: Field<String>,
+    pub(super) key: Field<RawSecret>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawPathProbe {
+    pub(super) host: Field<String>,
+    pub(super) every: Field<String>,
+    pub(super) failures: Field<u32>,
+    pub(super) successes: Field<u32>,
+    pub(super) hold_down: Field<String>,
+    pub(super) ca: Field<String>,
+    pub(super) trust_interception: Field<bool>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum RawOnPathDown {
+    Keep,
+    Drain,
+    Reset,
+}
+
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct RawListener {
     pub(super) name: Field<String>,
     pub(super) kind: Field<RawKind>,
     pub(super) listen: Field<ScalarOr<RawListenInside>>,
+    pub(super) tls: Field<RawTls>,
+    pub(super) proxy_protocol: Field<Vec<Field<String>>>,
+    pub(super) transparent: Field<RawTransparent>,
+    pub(super) dns: Field<RawDns>,
+    pub(super) ntp: Field<RawNtp>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -205,6 +292,9 @@ pub(super) struct RawListener {
 pub(super) enum RawKind {
     Connect,
     Sni,
+    Transparent,
+    Dns,
+    Ntp,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -216,11 +306,69 @@ pub(super) struct RawListenInside {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+pub(super) struct RawTls {
+    pub(super) certificate: Field<String>,
+    pub(super) key: Field<RawSecret>,
+    pub(super) client_ca: Field<String>,
+    pub(super) client_certificates: Field<RawClientCertificates>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum RawClientCertificates {
+    Required,
+    Optional,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawTransparent {
+    pub(super) by: Field<RawRedirection>,
+    pub(super) sni: Field<RawNameRule>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum RawRedirection {
+    Redirect,
+    Tproxy,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum RawNameRule {
+    Require,
+    IfPresent,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawDns {
+    pub(super) answers: Field<Vec<Field<String>>>,
+    pub(super) ttl: Field<String>,
+    pub(super) forward: Field<Vec<Field<String>>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawNtp {
+    pub(super) servers: Field<Vec<Field<String>>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub(super) struct RawLimits {
     pub(super) hello: Field<String>,
     pub(super) connect: Field<String>,
     pub(super) idle: Field<String>,
     pub(super) half_close: Field<String>,
+    pub(super) lifetime: Field<String>,
     pub(super) sessions: Field<u32>,
+    pub(super) sessions_per_sensor: Field<u32>,
+    pub(super) connections_per_source: Field<u32>,
+    pub(super) keepalive: Field<String>,
+    pub(super) user_timeout: Field<String>,
     pub(super) drain: Field<String>,
+    pub(super) drain_notice: Field<String>,
+    pub(super) drain_spread: Field<String>,
 }

@@ -8,7 +8,9 @@ use ipnet::IpNet;
 use tunnel::{Cloud, TunnelSettings};
 
 use crate::relay::catalogue::Catalogue;
-use crate::relay::{Limits, Parent, Protocol, Sensors};
+use crate::relay::chain::Level;
+use crate::relay::tls::ServerTls;
+use crate::relay::{DnsSettings, Limits, NtpSettings, OnPathDown, Parent, PathProbe, Protocol, Sensors};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -31,6 +33,8 @@ pub struct GatewaySettings {
     pub metrics: Option<SocketAddr>,
     /// None: off.
     pub health: Option<SocketAddr>,
+    /// Of the Purdue model; chains of proxies are held against it.
+    pub level: Option<Level>,
 }
 
 /// A network that peers and upstreams are reached by.
@@ -70,7 +74,13 @@ pub struct RelaySettings {
 pub struct PathSettings {
     pub name: String,
     pub via: Via,
-    pub parents: Vec<Parent>,
+    /// In order of preference; each a chain of proxies, the nearest first. Empty: the target itself is dialled.
+    pub parents: Vec<Vec<Parent>>,
+    /// Of this path alone, asked through it. Empty: those of the relay.
+    pub name_servers: Vec<SocketAddr>,
+    /// None: off.
+    pub probe: Option<PathProbe>,
+    pub on_down: OnPathDown,
 }
 
 /// How a path leaves.
@@ -84,8 +94,20 @@ pub enum Via {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListenerAt {
     pub name: String,
-    pub protocol: Protocol,
     pub listen: Listen,
+    pub kind: ListenerKind,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ListenerKind {
+    Sessions {
+        protocol: Protocol,
+        /// Load balancers that begin with a PROXY header. Nobody else's is believed.
+        proxy_protocol: Vec<IpNet>,
+        tls: Option<ServerTls>,
+    },
+    Dns(DnsSettings),
+    Ntp(NtpSettings),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,6 +119,21 @@ pub enum Listen {
         address: Option<IpAddr>,
         port: u16,
     },
+}
+
+impl ListenerKind {
+    /// Whether the same sockets can serve both.
+    pub fn is_served_like(&self, other: &Self) -> bool {
+        let redirection = |protocol: &Protocol| match protocol {
+            Protocol::Transparent { by, .. } => Some(*by),
+            Protocol::Connect | Protocol::Sni => None,
+        };
+        match (self, other) {
+            (Self::Sessions { protocol: one, .. }, Self::Sessions { protocol: other, .. }) => redirection(one) == redirection(other),
+            (Self::Dns(_), Self::Dns(_)) | (Self::Ntp(_), Self::Ntp(_)) => true,
+            (Self::Sessions { .. } | Self::Dns(_) | Self::Ntp(_), _) => false,
+        }
+    }
 }
 
 impl Settings {

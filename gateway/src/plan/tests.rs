@@ -8,7 +8,7 @@ use tunnel::{Cloud, Mode, PrivateKey};
 use super::*;
 use crate::config::{GatewaySettings, PathSettings, StaticRoute, Via};
 use crate::relay::catalogue::{Catalogue, Entry, Role};
-use crate::relay::{HostName, Limits, Sensor, Sensors};
+use crate::relay::{HostName, Limits, OnPathDown, Sensor, Sensors};
 
 fn key(seed: u8) -> PublicKey {
     PublicKey::from_bytes([seed; 32])
@@ -61,29 +61,30 @@ fn routes() -> impl Strategy<Value = RouteSettings> {
 fn relay() -> impl Strategy<Value = RelaySettings> {
     (0u8..4, 0u8..3, any::<bool>()).prop_map(|(hosts, sensors, direct)| RelaySettings {
         catalogue: Catalogue::new(
-            (0..hosts)
-                .map(|n| {
-                    (
-                        HostName::parse(&format!("host-{n}.example.net")).expect("a name"),
-                        Entry { role: Role::Other, ports: vec![443], allow: vec![], addresses: vec![] },
-                    )
-                })
-                .collect(),
+            (0..hosts).map(|n| (HostName::parse(&format!("host-{n}.example.net")).expect("a name"), Entry::new(Role::Other))).collect(),
+            BTreeMap::new(),
         ),
         sensors: Sensors::new(
             (0..sensors)
-                .map(|n| Sensor {
-                    name: format!("line-{n}").into(),
-                    from: vec![format!("10.1.{n}.0/24").parse().expect("a prefix")],
-                    proxy_user: None,
-                })
+                .map(|n| Sensor { from: vec![format!("10.1.{n}.0/24").parse().expect("a prefix")], ..Sensor::new(&format!("line-{n}")) })
                 .collect(),
         ),
-        paths: if direct { vec![PathSettings { name: "out".into(), via: Via::Direct, parents: vec![] }] } else { vec![] },
+        paths: if direct { vec![path()] } else { vec![] },
         listeners: Vec::new(),
         limits: Limits::default(),
         name_servers: Vec::new(),
     })
+}
+
+fn path() -> PathSettings {
+    PathSettings {
+        name: "out".into(),
+        via: Via::Direct,
+        parents: Vec::new(),
+        name_servers: Vec::new(),
+        probe: None,
+        on_down: OnPathDown::Keep,
+    }
 }
 
 fn settings(key: PrivateKey) -> impl Strategy<Value = Settings> {
@@ -95,6 +96,7 @@ fn settings(key: PrivateKey) -> impl Strategy<Value = Settings> {
             admin: "/run/a.sock".into(),
             metrics: None,
             health: None,
+            level: None,
         },
         underlays: BTreeMap::new(),
         tunnels: vec![TunnelSettings {

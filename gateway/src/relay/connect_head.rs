@@ -20,6 +20,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use zeroize::Zeroizing;
 
+use super::chain::Passage;
 use super::head_lines::{HeadFault, HeadProgress, Line, LineScanner, MAX_FIELDS, parse_fields};
 use super::host::{HostName, HostNameError};
 
@@ -79,6 +80,8 @@ pub struct ConnectHead {
     /// 2xx, and otherwise thrown away together with the connection (RFC 9931).
     pub length: usize,
     pub proxy_authorization: Option<Credentials>,
+    /// What the gateway before this one says; to be believed of a gateway alone.
+    pub passage: Option<Passage>,
     /// 0 for HTTP/1.0, 1 for HTTP/1.1.
     pub version_minor: u8,
 }
@@ -89,6 +92,7 @@ impl ConnectHead {
         let authority = request_line.authority;
         let mut host_seen = false;
         let mut proxy_authorization = None;
+        let mut passage = None;
         let mut storage = [httparse::EMPTY_HEADER; MAX_FIELDS];
         for field in parse_fields(field_lines, &mut storage)? {
             match field.name.to_ascii_lowercase().as_str() {
@@ -104,11 +108,14 @@ impl ConnectHead {
                         return Err(HeadError::DuplicateProxyAuthorization);
                     }
                 }
+                // Taken for none it would begin a chain anew, and a loop would never be found.
+                "skyway-session" if passage.is_some() => return Err(HeadError::BadPassage),
+                "skyway-session" => passage = Some(Passage::parse(field.value).ok_or(HeadError::BadPassage)?),
                 "content-length" | "transfer-encoding" => return Err(HeadError::BodyAnnounced),
                 _ => {}
             }
         }
-        Ok(Self { authority, length, proxy_authorization, version_minor: request_line.version_minor })
+        Ok(Self { authority, length, proxy_authorization, passage, version_minor: request_line.version_minor })
     }
 }
 
@@ -246,6 +253,8 @@ pub enum HeadError {
     HostMismatch,
     #[error("more than one Host field")]
     DuplicateHost,
+    #[error("expected one well-formed Skyway-Session field, of a chain of no more than eight gateways")]
+    BadPassage,
     #[error("more than one Proxy-Authorization field")]
     DuplicateProxyAuthorization,
     #[error("expected 'Proxy-Authorization: Basic' and the base64 of user:password")]
@@ -277,6 +286,7 @@ impl HeadError {
             | Self::InvalidHost(_)
             | Self::HostMismatch
             | Self::DuplicateHost
+            | Self::BadPassage
             | Self::DuplicateProxyAuthorization
             | Self::BadProxyAuthorization
             | Self::BodyAnnounced => Some(400),
@@ -300,6 +310,7 @@ impl HeadError {
             Self::InvalidHost(_) => "invalid_host",
             Self::HostMismatch => "host_mismatch",
             Self::DuplicateHost => "duplicate_host",
+            Self::BadPassage => "bad_passage",
             Self::DuplicateProxyAuthorization => "duplicate_proxy_authorization",
             Self::BadProxyAuthorization => "bad_proxy_authorization",
             Self::UnsupportedAuthorization => "unsupported_authorization",

@@ -2,18 +2,15 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use socket2::{SockRef, TcpKeepalive};
-use tokio::net::{TcpSocket, TcpStream};
+use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 
 use super::address::Forbidden;
+use super::policy::Tuning;
+use super::tls::TlsConnectError;
 use super::{BoxFuture, Dialer, Stream, Target};
-
-/// Keepalives start after this much silence: below every cloud's idle limit (Azure's default is 4 minutes).
-const KEEPALIVE: Duration = Duration::from_secs(60);
-/// Unacknowledged data this old ends a connection; longer than a failover takes.
-const USER_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Who is at fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,12 +57,16 @@ pub enum DialError {
     NotCovered { tunnel: String, address: SocketAddr },
     #[error("the parent {parent} answered {status}{}", reason.as_deref().map(|reason| format!(" ({reason})")).unwrap_or_default())]
     ParentRefused { parent: String, status: u16, reason: Option<String> },
+    #[error("the parent {parent} showed no certificate that can be trusted: {cause}")]
+    ParentTls { parent: String, cause: TlsConnectError },
     #[error("the parent {parent} cannot be reached: {cause}")]
     ParentUnreachable { parent: String, cause: Box<Self> },
     #[error("the parent {parent} took the request and did not answer in time")]
     ParentSilent { parent: String },
     #[error("the parent {parent} broke off: {detail}")]
     ParentBroken { parent: String, detail: String },
+    #[error("the name resolves to {address}, which lies outside the service tag of the host's role")]
+    OutsideServiceTag { address: IpAddr },
     #[error("no path is configured")]
     NoPath,
     #[error("no socket: {detail}")]
@@ -75,12 +76,14 @@ pub enum DialError {
 impl DialError {
     pub const fn side(&self) -> Side {
         match self {
-            Self::Resolve { .. } | Self::Forbidden { .. } => Side::Resolver,
+            Self::Resolve { .. } | Self::Forbidden { .. } | Self::OutsideServiceTag { .. } => Side::Resolver,
             Self::Refused { .. } | Self::TimedOut { .. } | Self::Unreachable { .. } => Side::Upstream,
             Self::TunnelDown { .. } | Self::NotCovered { .. } => Side::Path,
-            Self::ParentRefused { .. } | Self::ParentUnreachable { .. } | Self::ParentSilent { .. } | Self::ParentBroken { .. } => {
-                Side::Parent
-            }
+            Self::ParentRefused { .. }
+            | Self::ParentUnreachable { .. }
+            | Self::ParentSilent { .. }
+            | Self::ParentBroken { .. }
+            | Self::ParentTls { .. } => Side::Parent,
             Self::NoPath | Self::Socket { .. } => Side::Gateway,
         }
     }
@@ -99,21 +102,46 @@ impl DialError {
             Self::ParentUnreachable { .. } => "parent_unreachable",
             Self::ParentSilent { .. } => "parent_timeout",
             Self::ParentBroken { .. } => "parent_broken",
+            Self::ParentTls { .. } => "parent_tls",
+            Self::OutsideServiceTag { .. } => "outside_service_tag",
             Self::NoPath => "no_path",
             Self::Socket { .. } => "no_socket",
+        }
+    }
+
+    /// Whether it says something of the way itself; a target that refuses does not.
+    pub fn blames_the_path(&self) -> bool {
+        match self {
+            Self::TunnelDown { .. }
+            | Self::TimedOut { .. }
+            | Self::Unreachable { .. }
+            | Self::ParentUnreachable { .. }
+            | Self::ParentSilent { .. }
+            | Self::ParentBroken { .. }
+            | Self::ParentTls { .. } => true,
+            Self::ParentRefused { status, .. } => *status == 407,
+            Self::Resolve { .. }
+            | Self::Forbidden { .. }
+            | Self::OutsideServiceTag { .. }
+            | Self::Refused { .. }
+            | Self::NotCovered { .. }
+            | Self::NoPath
+            | Self::Socket { .. } => false,
         }
     }
 
     /// The HTTP status that tells a sensor's proxy client the same.
     pub fn status(&self) -> u16 {
         match self {
-            Self::Resolve { .. } | Self::Refused { .. } | Self::Unreachable { .. } | Self::ParentBroken { .. } => 502,
-            Self::Forbidden { .. } => 403,
+            Self::Resolve { .. } | Self::Refused { .. } | Self::Unreachable { .. } | Self::ParentBroken { .. } | Self::ParentTls { .. } => {
+                502
+            }
+            Self::Forbidden { .. } | Self::OutsideServiceTag { .. } => 403,
             Self::TimedOut { .. } | Self::ParentSilent { .. } => 504,
             Self::TunnelDown { .. } | Self::NotCovered { .. } | Self::NoPath | Self::Socket { .. } => 503,
             // What the parent says of itself is for this relay; what it says of the target is for the sensor.
             Self::ParentRefused { status, .. } => match status {
-                403 | 502 | 503 | 504 => *status,
+                403 | 502 | 503 | 504 | 508 => *status,
                 _ => 502,
             },
             Self::ParentUnreachable { cause, .. } => match cause.status() {
@@ -131,6 +159,7 @@ pub struct DirectDialer {
     pub interface: Option<String>,
     pub source: Option<IpAddr>,
     pub mark: Option<u32>,
+    pub tuning: Tuning,
 }
 
 impl Dialer for DirectDialer {
@@ -139,6 +168,10 @@ impl Dialer for DirectDialer {
             let stream = self.connect(target.address, deadline).await?;
             Ok(Box::new(stream) as Box<dyn Stream>)
         })
+    }
+
+    fn kernel(&self) -> Option<&DirectDialer> {
+        Some(self)
     }
 }
 
@@ -151,7 +184,7 @@ impl DirectDialer {
         let socket = self.socket(address).map_err(|error| DialError::Socket { detail: error.to_string() })?;
         match tokio::time::timeout_at(deadline.into(), socket.connect(address)).await {
             Ok(Ok(stream)) => {
-                tune(&stream);
+                tune(&stream, self.tuning);
                 Ok(stream)
             }
             Ok(Err(error)) => Err(connect_error(address, &error)),
@@ -161,17 +194,31 @@ impl DirectDialer {
 
     fn socket(&self, address: SocketAddr) -> io::Result<TcpSocket> {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        let options = SockRef::from(&socket);
+        self.bind(SockRef::from(&socket))?;
+        if let Some(source) = self.source {
+            socket.bind(SocketAddr::new(source, 0))?;
+        }
+        Ok(socket)
+    }
+
+    /// A socket for datagrams that leave as the streams do.
+    pub(super) fn datagrams(&self, local: SocketAddr) -> io::Result<UdpSocket> {
+        let socket = Socket::new(Domain::for_address(local), Type::DGRAM, None)?;
+        socket.set_nonblocking(true)?;
+        self.bind(SockRef::from(&socket))?;
+        let source = self.source.filter(|source| source.is_ipv4() == local.is_ipv4());
+        socket.bind(&SocketAddr::new(source.unwrap_or_else(|| local.ip()), local.port()).into())?;
+        UdpSocket::from_std(socket.into())
+    }
+
+    fn bind(&self, options: SockRef<'_>) -> io::Result<()> {
         if let Some(interface) = &self.interface {
             options.bind_device(Some(interface.as_bytes()))?;
         }
         if let Some(mark) = self.mark {
             options.set_mark(mark)?;
         }
-        if let Some(source) = self.source {
-            socket.bind(SocketAddr::new(source, 0))?;
-        }
-        Ok(socket)
+        Ok(())
     }
 }
 
@@ -186,10 +233,10 @@ pub(super) fn connect_error(address: SocketAddr, error: &io::Error) -> DialError
 }
 
 /// What every kernel socket of a session gets. None of it is worth failing a session for.
-pub(super) fn tune(stream: &TcpStream) {
+pub(super) fn tune(stream: &TcpStream, tuning: Tuning) {
     let options = SockRef::from(stream);
-    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 4);
+    let keepalive = TcpKeepalive::new().with_time(tuning.keepalive).with_interval(tuning.keepalive / 4);
     let _ignored = options.set_tcp_nodelay(true);
     let _ignored = options.set_tcp_keepalive(&keepalive);
-    let _ignored = options.set_tcp_user_timeout(Some(USER_TIMEOUT));
+    let _ignored = options.set_tcp_user_timeout(Some(tuning.user_timeout));
 }

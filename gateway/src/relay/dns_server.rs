@@ -29,8 +29,9 @@ use tracing::{debug, warn};
 
 use super::dns::{self, DnsReply, DnsSettings};
 use super::host::HostName;
-use super::listener::TcpAcceptor;
-use super::{Acceptor, Stream};
+use super::listener::{Listening, TcpAcceptor};
+use super::policy::Tuning;
+use super::{Accepted, Acceptor, Stream};
 
 /// What a `dns` listener asks of its owner. Asked anew for each query, so that a reload holds at once.
 pub trait NameService: Send + Sync {
@@ -55,7 +56,13 @@ impl DnsListener {
     /// Port 0 is any that is free for UDP; that it is taken for TCP is an error, as for any other.
     pub fn bind(address: SocketAddr) -> io::Result<Self> {
         let udp = bind_udp(address)?;
-        let tcp = TcpAcceptor::bind(udp.local_addr()?, false)?;
+        let tcp = TcpAcceptor::bind(Listening {
+            address: udp.local_addr()?,
+            late: false,
+            shared: false,
+            redirection: None,
+            tuning: Tuning::default(),
+        })?;
         Ok(Self { udp, tcp })
     }
 
@@ -134,7 +141,7 @@ async fn serve_tcp(server: Arc<Server>, mut acceptor: TcpAcceptor, mut stop: wat
             _ = stop.wait_for(|stop| *stop) => return,
             accepted = acceptor.accept() => accepted,
         };
-        let (mut stream, from) = match accepted {
+        let Accepted { mut stream, from, .. } = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 back_off(&mut failing, &error).await;
@@ -683,7 +690,7 @@ mod tests {
             vec![cut]
         }));
         tokio::spawn(async move {
-            while let Ok((mut stream, _)) = acceptor.accept().await {
+            while let Ok(Accepted { mut stream, .. }) = acceptor.accept().await {
                 let asked = message(&read_message(&mut *stream, 2048).await.expect("a query"));
                 write_message(&mut *stream, &bytes(&answer(&asked, 1))).await.expect("written");
             }

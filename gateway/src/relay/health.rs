@@ -17,7 +17,7 @@
 //! Details that matter:
 //! - **Unknown is usable**, so that a gateway serves at once; its first probe is due at once.
 //! - **Sessions count too**: one that could not be opened is a failure, but at most one a second, or a storm would be
-//!   a verdict. One that could is the end of a row of failures: the host that is probed may be the one that is dead.
+//!   a verdict; and the last strike is a probe's, which then comes at once: a session may have wanted a host that is dead. One that could is the end of a row of failures: the host that is probed may be the one that is dead.
 //!   It does not bring a path back: a dial does not show who answers the TLS handshake.
 //! - **In doubt the probes come quicker**: every 5 s unless the path is up and its last result was good.
 //! - **Interception** (the chain leads to none of the roots) is a failure, unless `trust_interception` says that it is meant to be
@@ -236,6 +236,11 @@ impl PathHealth {
             return;
         }
         self.last_session_failure = Some(now);
+        // The last strike is a probe's: the host that a session wanted may be the one that is dead.
+        if self.row + 1 >= self.settings.failures.max(1) && self.is_usable() {
+            self.next_probe = now;
+            return;
+        }
         self.fail("sessions could not be opened by this path".to_owned(), "sessions_failed", now);
         self.next_probe = self.next_probe.min(now + self.interval());
     }

@@ -57,6 +57,11 @@ impl HostName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// What follows the first label; None for a name of one label.
+    pub fn parent(&self) -> Option<Self> {
+        self.0.split_once('.').map(|(_, rest)| Self(rest.into()))
+    }
 }
 
 impl AsRef<str> for HostName {

@@ -3,14 +3,16 @@
 //! # The life of one session
 //!
 //! ```text
-//!  accept ─► CONNECT head  or  ClientHello        bounded buffer, deadline          (connect_head, client_hello)
+//!  accept ─► PROXY header? ─► TLS?                from named load balancers only     (proxy_protocol, tls)
+//!              ▼
+//!           CONNECT head  or  ClientHello            bounded buffer, deadline          (connect_head, client_hello)
 //!              │
 //!              ▼
 //!           sensor (who) × catalogue (where to) × port     on the policy current at accept       (policy)
 //!              │ refused: status or alert, counted, logged
 //!              ▼
-//!           path: the first that works ─► resolve, check the addresses, dial the checked one     (path, address)
-//!              │                      └─► or ask a parent by CONNECT                              (parent)
+//!           path: the first that is fit ─► resolve, check the addresses, dial the checked one    (path, health, address)
+//!              │                       └─► or walk a chain of parents by CONNECT                  (parent, chain)
 //!              ▼
 //!           CONNECT: 200, then the ClientHello, whose name must equal the authority
 //!              ▼
@@ -24,6 +26,7 @@
 
 pub mod address;
 pub mod catalogue;
+pub mod chain;
 pub mod client_hello;
 pub mod connect_head;
 mod dial;
@@ -31,6 +34,7 @@ pub mod dns;
 mod dns_server;
 mod head_lines;
 pub mod health;
+pub mod histogram;
 pub mod host;
 mod listener;
 mod ntp;
@@ -43,6 +47,7 @@ mod resolver;
 pub mod response_head;
 mod sensor;
 mod service;
+pub mod service_tags;
 mod session;
 mod stats;
 pub mod tls;
@@ -60,15 +65,15 @@ pub use dial::{DialError, DirectDialer, Side};
 pub use dns::DnsSettings;
 pub use dns_server::{DnsListener, NameService};
 pub use host::HostName;
-pub use listener::{Listener, ListenerSettings, Protocol, TcpAcceptor};
+pub use listener::{Listener, ListenerSettings, Listening, NameRule, Protocol, Redirection, TcpAcceptor};
 pub use ntp::{NtpListener, NtpServer, NtpSettings, TimeService};
 pub use parent::{Parent, ParentHost};
-pub use path::Path;
-pub use policy::{Limits, Policy, Refusal};
+pub use path::{OnPathDown, Path, PathParts, PathProbe, PathSnapshot};
+pub use policy::{Drain, Limits, Policy, Refusal, Tuning};
 pub use resolver::{Resolver, ResolverError};
-pub use sensor::{ProxyUser, Sensor, Sensors};
+pub use sensor::{Evidence, PrivateLink, ProxyUser, Sensor, Sensors};
 pub use service::Relay;
-pub use stats::{RelaySnapshot, SensorSnapshot};
+pub use stats::{LegacyUse, RelaySnapshot, SensorSnapshot};
 
 /// A future behind a pointer, for the two seams that are chosen at run time.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -98,10 +103,23 @@ pub struct Target {
 pub trait Dialer: Send + Sync {
     /// Opens a stream to `target.address` before `deadline`, and to nothing else.
     fn dial<'a>(&'a self, target: &'a Target, deadline: std::time::Instant) -> BoxFuture<'a, Result<Box<dyn Stream>, DialError>>;
+
+    /// How its kernel sockets are made, if it dials with such: datagrams that are to leave the same way are made so too.
+    fn kernel(&self) -> Option<&DirectDialer> {
+        None
+    }
+}
+
+/// A downstream stream.
+pub struct Accepted {
+    pub stream: Box<dyn Stream>,
+    pub from: SocketAddr,
+    /// Where it was meant to go, if the kernel led it here.
+    pub destination: Option<SocketAddr>,
 }
 
 /// Where downstream streams come from.
 pub trait Acceptor: Send {
     /// The next stream and who opened it. An error ends the listener only if `io::ErrorKind::NotConnected`.
-    fn accept(&mut self) -> BoxFuture<'_, io::Result<(Box<dyn Stream>, SocketAddr)>>;
+    fn accept(&mut self) -> BoxFuture<'_, io::Result<Accepted>>;
 }

@@ -51,6 +51,20 @@ impl ProxyHeaderReader {
         }
         HeadProgress::new(self.decision.as_ref())
     }
+
+    /// How many bytes the header has at least beyond `received`: who reads no more takes nothing of what follows it.
+    pub fn least_more(received: &[u8]) -> usize {
+        const FIXED: usize = 16;
+        match received.len() {
+            length @ ..12 => SIGNATURE.len() - length,
+            _ if !received.starts_with(SIGNATURE) => 1,
+            length @ ..FIXED => FIXED - length,
+            length => {
+                let declared = received.get(14..FIXED).and_then(|bytes| bytes.try_into().ok()).map_or(0, u16::from_be_bytes);
+                (FIXED + usize::from(declared)).saturating_sub(length).max(1)
+            }
+        }
+    }
 }
 
 /// What a PROXY header says.
@@ -252,6 +266,11 @@ pub struct Attributes {
 }
 
 impl Attributes {
+    /// Whether the connection came by a cloud's private link.
+    pub const fn is_private_link(&self) -> bool {
+        self.aws_vpc_endpoint.is_some() || self.azure_link_id.is_some() || self.gcp_psc_connection.is_some()
+    }
+
     fn parse(mut tlvs: Tlvs<'_>) -> Result<Self, ProxyHeaderError> {
         let mut attributes = Self::default();
         let mut ssl_seen = false;

@@ -12,7 +12,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::ReadBuf;
-use tokio::sync::watch;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::Stream;
@@ -51,6 +50,8 @@ impl EndedBy {
 pub(super) struct Silence {
     pub(super) idle: Duration,
     pub(super) half_close: Duration,
+    /// However busy it is.
+    pub(super) until: Option<Instant>,
 }
 
 /// What a pump leaves. The byte counts stand whatever ended it.
@@ -60,6 +61,8 @@ pub(super) struct Pumped {
     pub(super) bytes_down: u64,
     pub(super) ended_by: EndedBy,
     pub(super) reason: &'static str,
+    /// When the upstream first sent something.
+    pub(super) first_byte: Option<Instant>,
 }
 
 /// Bytes that were read before the pump began and belong to the other side.
@@ -69,25 +72,20 @@ pub(super) struct Early {
     pub(super) down: Vec<u8>,
 }
 
-/// Pumps until both directions have ended, one fails, silence lasts too long, or `stop` turns true.
+/// Pumps until both directions have ended, one fails, silence lasts too long, or `ended` says why it is to end.
 pub(super) async fn pump(
     downstream: &mut dyn Stream,
     upstream: &mut dyn Stream,
     early: Early,
     silence: Silence,
-    mut stop: watch::Receiver<bool>,
+    mut ended: Pin<&mut impl Future<Output = &'static str>>,
 ) -> Pumped {
     let mut up = Direction::new(early.up);
     let mut down = Direction::new(early.down);
     let mut first_end = None;
     let mut active = Instant::now();
     let mut timer = Box::pin(sleep_until(active + silence.idle));
-    let mut stopped = std::pin::pin!(async move {
-        // A closed channel means that nobody is left to ask for a stop.
-        if stop.wait_for(|stop| *stop).await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    });
+    let mut first_byte = None;
     let (ended_by, reason) = poll_fn(|cx| {
         let before = (up.bytes, down.bytes, up.ended, down.ended);
         let upward = up.poll(cx, downstream, upstream);
@@ -109,19 +107,26 @@ pub(super) async fn pump(
         }
         if before != (up.bytes, down.bytes, up.ended, down.ended) {
             active = Instant::now();
+            if down.bytes > 0 {
+                first_byte.get_or_insert(active);
+            }
         }
         let (limit, name) =
             if up.ended || down.ended { (silence.half_close, "half_close_timeout") } else { (silence.idle, "idle_timeout") };
-        if poll_silence(&mut timer, cx, active + limit).is_ready() {
+        let (until, name) = match silence.until {
+            Some(until) if until <= active + limit => (until, "lifetime"),
+            Some(_) | None => (active + limit, name),
+        };
+        if poll_silence(&mut timer, cx, until).is_ready() {
             return Poll::Ready((EndedBy::Relay, name));
         }
-        if stopped.as_mut().poll(cx).is_ready() {
-            return Poll::Ready((EndedBy::Relay, "drained"));
+        if let Poll::Ready(reason) = ended.as_mut().poll(cx) {
+            return Poll::Ready((EndedBy::Relay, reason));
         }
         Poll::Pending
     })
     .await;
-    Pumped { bytes_up: up.bytes, bytes_down: down.bytes, ended_by, reason }
+    Pumped { bytes_up: up.bytes, bytes_down: down.bytes, ended_by, reason, first_byte }
 }
 
 /// Ready once `until` has passed. The timer is moved only when it fires or must fire earlier, not on every byte.
@@ -146,6 +151,8 @@ struct Direction {
     bytes: u64,
     closing: bool,
     ended: bool,
+    /// Written to something that may still hold it, as TLS does.
+    unflushed: bool,
 }
 
 enum Failed {
@@ -155,7 +162,7 @@ enum Failed {
 
 impl Direction {
     const fn new(rest: Vec<u8>) -> Self {
-        Self { rest, written: 0, bytes: 0, closing: false, ended: false }
+        Self { rest, written: 0, bytes: 0, closing: false, ended: false, unflushed: false }
     }
 
     /// Ready once the end has been passed on.
@@ -175,6 +182,7 @@ impl Direction {
                     }
                     self.written += length;
                     self.bytes += length as u64;
+                    self.unflushed = true;
                 }
                 self.rest = Vec::new();
                 self.written = 0;
@@ -184,7 +192,13 @@ impl Direction {
                     return Poll::Ready(Ok(()));
                 }
                 let mut read = ReadBuf::new(buffer);
-                let Poll::Ready(()) = ready(Pin::new(&mut *from).poll_read(cx, &mut read), Failed::Reading)? else { return Poll::Pending };
+                let Poll::Ready(()) = ready(Pin::new(&mut *from).poll_read(cx, &mut read), Failed::Reading)? else {
+                    // Nothing more to send with it: what was written must not wait.
+                    if self.unflushed && ready(Pin::new(&mut *to).poll_flush(cx), Failed::Writing)?.is_ready() {
+                        self.unflushed = false;
+                    }
+                    return Poll::Pending;
+                };
                 let filled = read.filled();
                 if filled.is_empty() {
                     self.closing = true;
@@ -195,6 +209,7 @@ impl Direction {
                     Poll::Pending => 0,
                 };
                 self.bytes += length as u64;
+                self.unflushed |= length > 0;
                 if let Some(rest) = filled.get(length..).filter(|rest| !rest.is_empty()) {
                     self.rest = rest.to_vec();
                 }
@@ -229,21 +244,23 @@ fn failure(error: &io::Error) -> &'static str {
 mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+    use tokio::sync::oneshot;
 
     impl Stream for DuplexStream {}
 
-    const LONG: Silence = Silence { idle: Duration::from_secs(600), half_close: Duration::from_secs(600) };
+    const LONG: Silence = Silence { idle: Duration::from_secs(600), half_close: Duration::from_secs(600), until: None };
 
     /// Sensor's end, server's end, and the pump between them.
     fn session(
         pipe: usize,
         early: Early,
         silence: Silence,
-    ) -> (DuplexStream, DuplexStream, tokio::task::JoinHandle<Pumped>, watch::Sender<bool>) {
+    ) -> (DuplexStream, DuplexStream, tokio::task::JoinHandle<Pumped>, oneshot::Sender<&'static str>) {
         let (sensor, mut downstream) = duplex(pipe);
         let (mut upstream, server) = duplex(pipe);
-        let (stop, stopped) = watch::channel(false);
-        let pumping = tokio::spawn(async move { pump(&mut downstream, &mut upstream, early, silence, stopped).await });
+        let (stop, stopped) = oneshot::channel();
+        let ended = async { stopped.await.expect("the sender is kept") };
+        let pumping = tokio::spawn(async move { pump(&mut downstream, &mut upstream, early, silence, std::pin::pin!(ended)).await });
         (sensor, server, pumping, stop)
     }
 
@@ -289,7 +306,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn silence_ends_a_session_and_is_named() {
-        let silence = Silence { idle: Duration::from_secs(60), half_close: Duration::from_secs(5) };
+        let silence = Silence { idle: Duration::from_secs(60), half_close: Duration::from_secs(5), until: None };
         let (mut sensor, _server, pumping, _stop) = session(64, Early::default(), silence);
         sensor.write_all(b"x").await.expect("written");
         assert_eq!(pumping.await.expect("ended").reason, "idle_timeout");
@@ -300,7 +317,7 @@ mod tests {
         let (mut sensor, mut server, pumping, stop) = session(64, Early::default(), LONG);
         sensor.write_all(b"12345").await.expect("written");
         server.read_exact(&mut [0; 5]).await.expect("read");
-        stop.send(true).expect("sent");
+        stop.send("drained").expect("sent");
         let pumped = pumping.await.expect("ended");
         assert_eq!((pumped.bytes_up, pumped.ended_by, pumped.reason), (5, EndedBy::Relay, "drained"));
     }

@@ -3,7 +3,7 @@
 
 use zeroize::Zeroizing;
 
-use super::connect_head::Authority;
+use super::chain::{VIA_FIELD, parse_names};
 use super::head_lines::{HeadFault, HeadProgress, Line, LineScanner, MAX_FIELDS, parse_fields};
 
 /// Reads the head of a parent's answer to our CONNECT.
@@ -59,6 +59,8 @@ pub struct ResponseHead {
     /// The reason that a skyway gave for refusing; from another parent, None. Its author is the
     /// parent: for logs and answers, not for the label of a metric.
     pub reason_header: Option<String>,
+    /// The gateways that say they carry the tunnel, the nearest first.
+    pub via: Vec<String>,
 }
 
 impl ResponseHead {
@@ -67,7 +69,9 @@ impl ResponseHead {
         let fields = parse_fields(field_lines, &mut storage)?;
         let reason_header =
             fields.iter().filter(|field| field.name.eq_ignore_ascii_case("proxy-status")).find_map(|field| skyway_reason(field.value));
-        Ok(Self { status, length, reason_header })
+        let via = fields.iter().find(|field| field.name.eq_ignore_ascii_case(VIA_FIELD));
+        let via = via.and_then(|field| parse_names(str::from_utf8(field.value).ok()?)).unwrap_or_default();
+        Ok(Self { status, length, reason_header, via })
     }
 }
 
@@ -123,17 +127,21 @@ pub fn response(status: u16, reason: &str) -> String {
     )
 }
 
-/// The head that asks a parent for a tunnel to `authority`.
+/// The head that grants a CONNECT and says which gateways carry it.
+pub fn established(via: &[String]) -> String {
+    format!("HTTP/1.1 200 Connection established\r\n{VIA_FIELD}: {}\r\n\r\n", via.join(","))
+}
+
+/// The head that asks a parent for a tunnel to `target`, which is `host:port`.
 ///
 /// `extra` fields follow in order; of their values only printable ASCII is sent. Wiped after use,
 /// since one of them may be a `Proxy-Authorization` from [`Credentials::to_basic`].
-pub fn connect_request(authority: &Authority, extra: &[(&'static str, &str)]) -> Zeroizing<String> {
-    let target = authority.to_string();
+pub fn connect_request(target: &str, extra: &[(&'static str, &str)]) -> Zeroizing<String> {
     let extra_length: usize = extra.iter().map(|(name, value)| name.len() + value.len() + 4).sum();
     let mut head = Zeroizing::new(String::with_capacity(
         2 * target.len() + extra_length + 40, // 40: more than the fixed parts take
     ));
-    for part in ["CONNECT ", &target, " HTTP/1.1\r\nHost: ", &target, "\r\n"] {
+    for part in ["CONNECT ", target, " HTTP/1.1\r\nHost: ", target, "\r\n"] {
         head.push_str(part);
     }
     for (name, value) in extra {

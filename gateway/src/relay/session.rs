@@ -1,54 +1,101 @@
 //! One session from accept to its access line. The picture is in the module above.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Semaphore, watch};
 use tracing::info;
 
-use super::Stream;
+use super::catalogue::Entry;
+use super::chain::Passage;
 use super::client_hello::{ClientHelloReader, Progress, ServerName, alert, alert_record};
 use super::connect_head::{Authority, ConnectHead, ConnectHeadReader};
 use super::head_lines::HeadProgress;
-use super::listener::{ListenerSettings, Protocol};
-use super::path::{self, Connected};
+use super::host::HostName;
+use super::listener::{ListenerSettings, NameRule, Protocol};
+use super::path::{self, Connected, OnPathDown, Path, Wanted};
 use super::policy::{Policy, Refusal};
-use super::pump::{Early, EndedBy, Silence, pump};
-use super::response_head::response;
-use super::stats::Stats;
+use super::proxy_protocol::{Attributes, Command, ProxyHeader, ProxyHeaderReader};
+use super::pump::{Early, EndedBy, Pumped, Silence, pump};
+use super::response_head::{established, response};
+use super::sensor::{Evidence, Sensor, agree};
+use super::stats::{LegacyUse, Stats};
+use super::tls::PeerName;
+use super::{Accepted, Stream};
 
 /// TLS alerts for what is not the client's fault in TLS terms (RFC 8446 §6.2).
 const ACCESS_DENIED: u8 = 49;
 const INTERNAL_ERROR: u8 = 80;
+/// A load balancer sends its PROXY header at once.
+const PROXY_HEADER: Duration = Duration::from_secs(3);
+/// The longest that a wrong password waits for its answer.
+const LONGEST_BACK_OFF: Duration = Duration::from_secs(8);
 
 /// What all sessions of a relay share.
 pub(super) struct Shared {
     pub(super) policy: ArcSwap<Policy>,
     pub(super) stats: Stats,
+    /// Tells this run's sessions from another's.
+    pub(super) run: u32,
     pub(super) next_session: AtomicU64,
     /// No more sessions begin.
     pub(super) draining: watch::Sender<bool>,
-    /// Sessions that stand end now.
-    pub(super) stop: watch::Sender<bool>,
+    /// When sessions that stand end.
+    pub(super) stop: watch::Sender<Option<Ending>>,
     /// How many may be told at once why they are turned away.
     pub(super) telling: Semaphore,
 }
 
+/// When sessions are to end: one after the other, over `spread`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ending {
+    pub(super) from: Instant,
+    pub(super) spread: Duration,
+}
+
+impl Ending {
+    /// A session's own moment; sessions begun one after the other lie far apart.
+    fn of(self, session: u64) -> Instant {
+        self.from + self.spread.mul_f64(fraction(session))
+    }
+}
+
+/// A number from 0 to 1 that is any session's own: multiples of the golden ratio fill an interval evenly.
+fn fraction(session: u64) -> f64 {
+    f64::from((session.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as u32) / f64::from(u32::MAX)
+}
+
+/// How far a session has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Phase {
+    Request,
+    Connecting,
+    Relaying,
+}
+
 /// What is known of a session so far; becomes the access line.
 struct Record {
-    id: u64,
+    number: u64,
+    /// As the log and the other gateways of a chain name it.
+    id: String,
     listener: Arc<ListenerSettings>,
     downstream: SocketAddr,
     sensor: Option<Arc<str>>,
-    host: Option<String>,
+    /// The sensor's name at the gateway that it dialled, if that is another.
+    origin: Option<String>,
+    host: Option<HostName>,
     port: Option<u16>,
     path: Option<Arc<str>>,
-    started: Instant,
-    relayed: bool,
+    via: Vec<String>,
+    phase: Phase,
+    accepted: Instant,
+    requested: Option<Instant>,
+    connected: Option<Instant>,
+    first_byte: Option<Instant>,
 }
 
 /// How a session ended.
@@ -63,209 +110,527 @@ struct Outcome {
     fault: Option<&'static str>,
 }
 
+/// A session that may begin to move bytes.
+struct Established {
+    downstream: Box<dyn Stream>,
+    connected: Connected,
+    received: Vec<u8>,
+}
+
 /// Runs one session and accounts for it.
-pub(super) async fn run(shared: Arc<Shared>, listener: Arc<ListenerSettings>, mut downstream: Box<dyn Stream>, from: SocketAddr) {
+pub(super) async fn run(shared: Arc<Shared>, listener: Arc<ListenerSettings>, accepted: Accepted) {
     let policy = shared.policy.load_full();
+    let number = shared.next_session.fetch_add(1, Ordering::Relaxed);
     let mut record = Record {
-        id: shared.next_session.fetch_add(1, Ordering::Relaxed),
+        number,
+        id: format!("{:08x}-{number}", shared.run),
         listener,
-        downstream: from,
-        sensor: policy.sensor(from.ip()).ok(),
+        downstream: accepted.from,
+        sensor: None,
+        origin: None,
         host: None,
         port: None,
         path: None,
-        started: Instant::now(),
-        relayed: false,
+        via: Vec::new(),
+        phase: Phase::Request,
+        accepted: Instant::now(),
+        requested: None,
+        connected: None,
+        first_byte: None,
     };
-    // Who cannot be a sensor, whatever it sends, takes no slot from those that are.
-    let unknown = record.sensor.is_none() && !(record.listener.protocol == Protocol::Connect && policy.sensors.any_user());
-    let slot = if unknown { Err(Refusal::UnknownSensor) } else { Slot::take(&shared, policy.limits.sessions) };
-    let outcome = match &slot {
-        Err(refusal) => turn_away(&shared, &record, &mut *downstream, *refusal).await,
-        Ok(_) => {
-            let protocol = record.listener.protocol;
-            let session = async {
-                match protocol {
-                    Protocol::Connect => by_connect(&shared, &policy, &mut record, &mut *downstream).await,
-                    Protocol::Sni => by_sni(&shared, &policy, &mut record, &mut *downstream).await,
-                }
-            };
-            tokio::select! {
-                biased;
-                outcome = session => outcome,
-                () = stop_and_grace(shared.stop.subscribe()) => Outcome::refused("drained"),
-            }
-        }
+    let mut place = Place::default();
+    // What it takes to get there is much more than what is needed afterwards, and is given back.
+    let setting_up = Box::pin(set_up(&shared, &policy, &mut record, &mut place, accepted));
+    let established = tokio::select! {
+        biased;
+        established = setting_up => established,
+        () = stop_and_grace(shared.stop.subscribe(), number) => Err(Outcome::refused("drained")),
     };
+    let outcome = match established {
+        Ok(established) => relay(&shared, policy, &mut record, established).await,
+        Err(outcome) => outcome,
+    };
+    drop(place);
     account(&shared, &record, &outcome);
 }
 
-/// One of the sessions that the limit counts. Given back when dropped, also by a panic.
-struct Slot(Arc<Shared>);
+/// What a session takes of the limits. Given back when dropped, also by a panic.
+#[derive(Default)]
+struct Place {
+    shared: Option<Arc<Shared>>,
+    source: Option<IpAddr>,
+    sensor: Option<Arc<str>>,
+}
 
-impl Slot {
-    fn take(shared: &Arc<Shared>, limit: usize) -> Result<Self, Refusal> {
+impl Place {
+    fn take(&mut self, shared: &Arc<Shared>, limit: usize) -> Result<(), Refusal> {
         let taken = shared.stats.with(|stats| {
-            let room = usize::try_from(stats.open).is_ok_and(|open| open < limit);
-            stats.open += u64::from(room);
+            let room = usize::try_from(stats.told.open).is_ok_and(|open| open < limit);
+            stats.told.open += u64::from(room);
             room
         });
-        if taken { Ok(Self(Arc::clone(shared))) } else { Err(Refusal::TooManySessions) }
+        if !taken {
+            return Err(Refusal::TooManySessions);
+        }
+        self.shared = Some(Arc::clone(shared));
+        Ok(())
+    }
+
+    /// One of those that one address may have.
+    fn take_of_source(&mut self, source: IpAddr, limit: usize) -> Result<(), Refusal> {
+        let Some(shared) = &self.shared else { return Ok(()) };
+        let taken = shared.stats.with(|stats| {
+            let room = stats.sources.get(&source).is_none_or(|open| *open < limit);
+            if room {
+                *stats.sources.entry(source).or_default() += 1;
+            }
+            room
+        });
+        if !taken {
+            return Err(Refusal::TooManyOfSource);
+        }
+        self.source = Some(source);
+        Ok(())
+    }
+
+    /// One of those that one sensor may have.
+    fn take_of_sensor(&mut self, sensor: &Sensor, policy: &Policy) -> Result<(), Refusal> {
+        let Some(shared) = &self.shared else { return Ok(()) };
+        let usual = if sensor.is_gateway { usize::MAX } else { policy.limits.sessions_per_sensor };
+        let limit = sensor.sessions.unwrap_or(usual);
+        let taken = shared.stats.with(|stats| {
+            let open = &mut stats.told.sensors.entry(Arc::clone(&sensor.name)).or_default().open;
+            let room = usize::try_from(*open).is_ok_and(|open| open < limit);
+            *open += u64::from(room);
+            room
+        });
+        if !taken {
+            return Err(Refusal::TooManyOfSensor);
+        }
+        self.sensor = Some(Arc::clone(&sensor.name));
+        if sensor.is_gateway
+            && let Some(source) = self.source.take()
+        {
+            // It carries many sensors from one address.
+            shared.stats.with(|stats| stats.release(source));
+        }
+        Ok(())
     }
 }
 
-impl Drop for Slot {
+impl Drop for Place {
     fn drop(&mut self) {
-        self.0.stats.with(|stats| stats.open = stats.open.saturating_sub(1));
+        let Some(shared) = &self.shared else { return };
+        shared.stats.with(|stats| {
+            stats.told.open = stats.told.open.saturating_sub(1);
+            if let Some(source) = self.source {
+                stats.release(source);
+            }
+            if let Some(sensor) = self.sensor.as_ref().and_then(|sensor| stats.told.sensors.get_mut(sensor)) {
+                sensor.open = sensor.open.saturating_sub(1);
+            }
+        });
     }
 }
 
-/// Ready a moment after sessions were told to end: a pump sees it first and leaves its counts; what has not got that far
+/// Ready a moment after the session was told to end: a pump sees it first and leaves its counts; what has not got that far
 /// is ended here.
-async fn stop_and_grace(mut stop: watch::Receiver<bool>) {
-    if stop.wait_for(|stop| *stop).await.is_err() {
-        std::future::pending::<()>().await;
+async fn stop_and_grace(stop: watch::Receiver<Option<Ending>>, session: u64) {
+    told_to_end(stop, session).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+}
+
+/// Ready at the session's own moment of an ending.
+async fn told_to_end(mut stop: watch::Receiver<Option<Ending>>, session: u64) {
+    match stop.wait_for(Option::is_some).await.map(|ending| *ending) {
+        Ok(Some(ending)) => Box::pin(tokio::time::sleep_until(ending.of(session).into())).await,
+        // A closed channel means that nobody is left to ask for a stop.
+        Ok(None) | Err(_) => std::future::pending().await,
     }
-    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+}
+
+/// From a stream to a session that has passed every check and has its upstream.
+async fn set_up(
+    shared: &Arc<Shared>,
+    policy: &Policy,
+    record: &mut Record,
+    place: &mut Place,
+    accepted: Accepted,
+) -> Result<Established, Outcome> {
+    let Accepted { mut stream, from, destination } = accepted;
+    let listener = Arc::clone(&record.listener);
+    let is_balancer = listener.proxy_protocol.iter().any(|prefix| prefix.contains(&from.ip()));
+    // Who cannot be a sensor, whatever it sends, takes no place from those that are.
+    if !is_balancer && listener.tls.is_none() {
+        let known = policy.sensors.identify(Evidence { source: Some(from.ip()), certificate: None, attributes: None });
+        record.sensor = known.ok().flatten().map(|sensor| Arc::clone(&sensor.name));
+        if record.sensor.is_none() && !(listener.protocol == Protocol::Connect && policy.sensors.any_user()) {
+            return Err(turn_away(shared, record, &mut *stream, Refusal::UnknownSensor).await);
+        }
+    }
+    if let Err(refusal) = place.take(shared, policy.limits.sessions) {
+        return Err(turn_away(shared, record, &mut *stream, refusal).await);
+    }
+    let (mut attributes, mut source) = (None, Some(from.ip()));
+    if is_balancer {
+        let header = read_proxy_header(&mut *stream).await?;
+        if header.command == Command::Local {
+            return Err(Outcome::ended(EndedBy::Downstream, "health_check"));
+        }
+        source = header.source.map(|source| source.ip());
+        record.downstream = header.source.unwrap_or(from);
+        attributes = Some(header.attributes);
+    }
+    let is_gateway = record.sensor.as_ref().is_some_and(|name| policy.sensors.get(name).is_some_and(|sensor| sensor.is_gateway));
+    if let Some(source) = source.filter(|_| !is_gateway)
+        && let Err(refusal) = place.take_of_source(source, policy.limits.connections_per_source)
+    {
+        return Err(turn_away(shared, record, &mut *stream, refusal).await);
+    }
+    let mut certificate = None;
+    if let Some(tls) = &listener.tls {
+        let deadline = Instant::now() + policy.limits.hello;
+        (stream, certificate) = match tls.accept(stream, deadline).await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                let outcome = Outcome::ended(EndedBy::Downstream, error.reason());
+                return Err(Outcome { detail: Some(error.to_string()), ..outcome });
+            }
+        };
+    }
+    let evidence = Shown { source, certificate, attributes };
+    match listener.protocol {
+        Protocol::Connect => by_connect(shared, policy, record, place, stream, &evidence).await,
+        Protocol::Sni => by_sni(policy, record, place, stream, &evidence, None).await,
+        Protocol::Transparent { name, .. } => {
+            let meant = destination.map(|address| Meant { address, may_lack_name: name == NameRule::IfPresent });
+            by_sni(policy, record, place, stream, &evidence, meant).await
+        }
+    }
+}
+
+/// What who dialled has shown.
+struct Shown {
+    source: Option<IpAddr>,
+    certificate: Option<PeerName>,
+    attributes: Option<Attributes>,
+}
+
+impl Shown {
+    fn sensor<'a>(&self, policy: &'a Policy) -> Result<Option<&'a Sensor>, Refusal> {
+        let Self { source, certificate, attributes } = self;
+        policy.sensors.identify(Evidence { source: *source, certificate: certificate.as_ref(), attributes: attributes.as_ref() })
+    }
 }
 
 /// Refuses before a byte is read. Only so many are told why at once: the rest of a flood finds the door shut.
 async fn turn_away(shared: &Shared, record: &Record, downstream: &mut dyn Stream, refusal: Refusal) -> Outcome {
     let Ok(_told) = shared.telling.try_acquire() else { return Outcome::refused(refusal.reason()) };
+    let busy = matches!(refusal, Refusal::TooManySessions | Refusal::TooManyOfSource | Refusal::TooManyOfSensor);
     match record.listener.protocol {
+        // Whoever expects TLS would not understand.
+        Protocol::Connect if record.listener.tls.is_some() => {}
         Protocol::Connect => answer(downstream, refusal.status(), refusal.reason()).await,
-        Protocol::Sni if refusal == Refusal::TooManySessions => send_alert(downstream, INTERNAL_ERROR).await,
-        Protocol::Sni => send_alert(downstream, ACCESS_DENIED).await,
+        Protocol::Sni | Protocol::Transparent { .. } if busy => send_alert(downstream, INTERNAL_ERROR).await,
+        Protocol::Sni | Protocol::Transparent { .. } => send_alert(downstream, ACCESS_DENIED).await,
     }
     Outcome::refused(refusal.reason())
 }
 
-async fn by_connect(shared: &Shared, policy: &Policy, record: &mut Record, downstream: &mut dyn Stream) -> Outcome {
+async fn by_connect(
+    shared: &Shared,
+    policy: &Policy,
+    record: &mut Record,
+    place: &mut Place,
+    mut downstream: Box<dyn Stream>,
+    shown: &Shown,
+) -> Result<Established, Outcome> {
     let deadline = Instant::now() + policy.limits.hello;
     let mut received = Vec::with_capacity(512);
-    let head = match read_head(downstream, &mut received, deadline).await {
-        Ok(head) => head,
-        Err(outcome) => return outcome,
-    };
+    let head = read_head(&mut *downstream, &mut received, deadline).await?;
+    record.requested = Some(Instant::now());
     let authority = head.authority.clone();
-    record.host = Some(authority.host.to_string());
+    record.host = Some(authority.host.clone());
     record.port = Some(authority.port);
     received.drain(..head.length.min(received.len()));
-    let decided = identify(policy, record, &head).and_then(|()| policy.entry(&authority.host, authority.port));
-    let entry = match decided {
-        Ok(entry) => entry,
+    let decided = match identify(policy, record, shown, &head) {
+        Ok((sensor, passage)) => {
+            let place = place.take_of_sensor(sensor, policy);
+            place.and_then(|()| policy.entry(&authority.host, authority.port)).map(|entry| (entry, passage))
+        }
+        Err(refusal) => Err(refusal),
+    };
+    let (entry, passage) = match decided {
+        Ok(decided) => decided,
         Err(refusal) => {
-            answer(downstream, refusal.status(), refusal.reason()).await;
-            return Outcome::refused(refusal.reason());
+            if refusal == Refusal::WrongCredentials {
+                back_off(shared, record.downstream.ip()).await;
+            }
+            answer(&mut *downstream, refusal.status(), refusal.reason()).await;
+            return Err(Outcome::refused(refusal.reason()));
         }
     };
-    let connected = match path::connect(&policy.paths, &authority, entry, Instant::now() + policy.limits.connect).await {
-        Ok(connected) => connected,
-        Err((path, error)) => {
-            record.path = path;
-            answer(downstream, error.status(), error.reason()).await;
-            return Outcome::failed(&error);
-        }
-    };
-    if downstream.write_all(response(200, "").as_bytes()).await.is_err() {
-        return Outcome::ended(EndedBy::Downstream, "reset");
+    if head.proxy_authorization.is_some() {
+        shared.stats.with(|stats| stats.offenders.remove(&record.downstream.ip()));
     }
-    let hello = match read_hello(downstream, &mut received, Instant::now() + policy.limits.hello).await {
-        Ok(hello) => hello,
-        Err(outcome) => return outcome,
+    let is_passed_on = !passage.via.is_empty();
+    let connected = match connect(policy, record, &authority, entry, &passage).await {
+        Ok(connected) => connected,
+        Err((outcome, status)) => {
+            answer(&mut *downstream, status, outcome.reason).await;
+            return Err(outcome);
+        }
     };
+    let granted = if is_passed_on {
+        let own = [policy.gateway.to_string()];
+        established(&own.into_iter().chain(connected.via.iter().cloned()).collect::<Vec<_>>())
+    } else {
+        response(200, "")
+    };
+    if downstream.write_all(granted.as_bytes()).await.is_err() || downstream.flush().await.is_err() {
+        return Err(Outcome::ended(EndedBy::Downstream, "reset"));
+    }
+    let hello = read_hello(&mut *downstream, &mut received, Instant::now() + policy.limits.hello).await?;
     // What the sensor asked for and what it says inside must be one name, or the catalogue checks nothing.
     if !matches!(&hello, ServerName::Host(name) if *name == authority.host) {
-        send_alert(downstream, alert::UNRECOGNIZED_NAME).await;
+        send_alert(&mut *downstream, alert::UNRECOGNIZED_NAME).await;
         let detail = match hello {
             ServerName::Host(name) => format!("the ClientHello names {name}"),
             ServerName::Absent => "the ClientHello names no host".into(),
             ServerName::AddressLiteral => "the ClientHello names an address".into(),
         };
-        return Outcome { detail: Some(detail), ..Outcome::refused("sni_mismatch") };
+        return Err(Outcome { detail: Some(detail), ..Outcome::refused("sni_mismatch") });
     }
-    relay(shared, policy, record, downstream, connected, received).await
+    Ok(Established { downstream, connected, received })
 }
 
-async fn by_sni(shared: &Shared, policy: &Policy, record: &mut Record, downstream: &mut dyn Stream) -> Outcome {
+/// Where a redirected connection was to go.
+#[derive(Clone, Copy)]
+struct Meant {
+    address: SocketAddr,
+    /// A ClientHello without a name may lead there, if the catalogue lists the address itself.
+    may_lack_name: bool,
+}
+
+async fn by_sni(
+    policy: &Policy,
+    record: &mut Record,
+    place: &mut Place,
+    mut downstream: Box<dyn Stream>,
+    shown: &Shown,
+    meant: Option<Meant>,
+) -> Result<Established, Outcome> {
     let deadline = Instant::now() + policy.limits.hello;
     let mut received = Vec::with_capacity(1024);
-    let name = match read_hello(downstream, &mut received, deadline).await {
-        Ok(name) => name,
-        Err(outcome) => return outcome,
+    let name = read_hello(&mut *downstream, &mut received, deadline).await?;
+    record.requested = Some(Instant::now());
+    let port = meant.map(|meant| meant.address.port());
+    let listed = match (&name, meant) {
+        (ServerName::Host(host), _) => Ok((host.clone(), port)),
+        // Without a name, an address that the catalogue itself lists says which host is meant.
+        (ServerName::Absent, Some(Meant { address, may_lack_name: true })) => {
+            let listed = policy.catalogue.iter().find(|(_, entry)| entry.addresses.contains(&address.ip()));
+            listed.map(|(host, _)| (host.clone(), port)).ok_or("no_server_name")
+        }
+        (ServerName::Absent, _) => Err("no_server_name"),
+        (ServerName::AddressLiteral, _) => Err("address_literal"),
     };
-    let ServerName::Host(host) = name else {
-        send_alert(downstream, alert::UNRECOGNIZED_NAME).await;
-        return Outcome::refused(if matches!(name, ServerName::Absent) { "no_server_name" } else { "address_literal" });
-    };
-    record.host = Some(host.to_string());
-    let known = record.sensor.as_ref().map(|_| ()).ok_or(Refusal::UnknownSensor);
-    let decided = known.and_then(|()| policy.catalogue.get(&host).ok_or(Refusal::HostNotListed));
-    let entry = match decided {
-        Ok(entry) => entry,
-        Err(refusal) => {
-            let description = if refusal == Refusal::HostNotListed { alert::UNRECOGNIZED_NAME } else { ACCESS_DENIED };
-            send_alert(downstream, description).await;
-            return Outcome::refused(refusal.reason());
+    let (host, port) = match listed {
+        Ok(listed) => listed,
+        Err(reason) => {
+            send_alert(&mut *downstream, alert::UNRECOGNIZED_NAME).await;
+            return Err(Outcome::refused(reason));
         }
     };
-    // TLS alone names no port: the first that the catalogue lists is meant.
-    let port = entry.ports.first().copied().unwrap_or(443);
+    record.host = Some(host.clone());
+    let decided = shown.sensor(policy).and_then(|sensor| {
+        let sensor = sensor.ok_or(Refusal::UnknownSensor)?;
+        record.sensor = Some(Arc::clone(&sensor.name));
+        place.take_of_sensor(sensor, policy)?;
+        let entry = policy.catalogue.get(&host).ok_or(Refusal::HostNotListed)?;
+        // TLS alone names no port: the first that the catalogue lists is meant.
+        let port = port.or_else(|| entry.ports.first().copied()).unwrap_or(super::catalogue::HTTPS);
+        policy.entry(&host, port).map(|entry| (entry, port))
+    });
+    let (entry, port) = match decided {
+        Ok(decided) => decided,
+        Err(refusal) => {
+            let description = if refusal == Refusal::HostNotListed { alert::UNRECOGNIZED_NAME } else { ACCESS_DENIED };
+            send_alert(&mut *downstream, description).await;
+            return Err(Outcome::refused(refusal.reason()));
+        }
+    };
     record.port = Some(port);
     let authority = Authority { host, port };
-    match path::connect(&policy.paths, &authority, entry, Instant::now() + policy.limits.connect).await {
-        Ok(connected) => relay(shared, policy, record, downstream, connected, received).await,
-        Err((path, error)) => {
-            record.path = path;
-            send_alert(downstream, INTERNAL_ERROR).await;
-            Outcome::failed(&error)
+    let passage = Passage { session: record.id.clone(), sensor: record.sensor.as_deref().map(str::to_owned), ..Passage::default() };
+    match connect(policy, record, &authority, entry, &passage).await {
+        Ok(connected) => Ok(Established { downstream, connected, received }),
+        Err((outcome, _)) => {
+            send_alert(&mut *downstream, INTERNAL_ERROR).await;
+            Err(outcome)
         }
     }
 }
 
-/// A sensor is known by its address, by its proxy user, or by both if they agree.
-fn identify(policy: &Policy, record: &mut Record, head: &ConnectHead) -> Result<(), Refusal> {
+/// A sensor is known by what it has shown, by its proxy user, or by both if they agree. A gateway's word for what is behind
+/// it is taken.
+fn identify<'a>(policy: &'a Policy, record: &mut Record, shown: &Shown, head: &ConnectHead) -> Result<(&'a Sensor, Passage), Refusal> {
+    let mut known = shown.sensor(policy)?;
     if let Some(credentials) = &head.proxy_authorization {
         let user = policy.sensors.authenticate(&credentials.user, credentials.password()).ok_or(Refusal::WrongCredentials)?;
-        if record.sensor.as_ref().is_some_and(|sensor| *sensor != user) {
-            return Err(Refusal::IdentityMismatch);
-        }
-        record.sensor = Some(user);
+        known = agree(known, Some(user))?;
+    }
+    // Whoever says so: it would only come round again.
+    if head.passage.as_ref().is_some_and(|passage| passage.via.iter().any(|gateway| **gateway == *policy.gateway)) {
+        return Err(Refusal::Loop);
     }
     let unknown = if policy.sensors.any_user() { Refusal::CredentialsWanted } else { Refusal::UnknownSensor };
-    record.sensor.as_ref().map(|_| ()).ok_or(unknown)
+    let sensor = known.ok_or(unknown)?;
+    record.sensor = Some(Arc::clone(&sensor.name));
+    let Some(passage) = head.passage.clone().filter(|_| sensor.is_gateway) else {
+        return Ok((sensor, Passage { session: record.id.clone(), sensor: Some(sensor.name.to_string()), ..Passage::default() }));
+    };
+    record.id.clone_from(&passage.session);
+    record.origin.clone_from(&passage.sensor);
+    if let (Some(below), Some(own)) = (passage.level, policy.level)
+        && !below.leads_to(own)
+    {
+        return Err(Refusal::WrongLevel);
+    }
+    Ok((sensor, passage))
+}
+
+/// An upstream stream, by the first path that brings one; else what to say of it, and as which HTTP status.
+async fn connect(
+    policy: &Policy,
+    record: &mut Record,
+    authority: &Authority,
+    entry: &Entry,
+    passage: &Passage,
+) -> Result<Connected, (Outcome, u16)> {
+    record.phase = Phase::Connecting;
+    let wanted = Wanted { authority, entry, service_tags: policy.catalogue.service_tags.as_ref(), passage };
+    match path::connect(&policy.paths, wanted, Instant::now() + policy.limits.connect).await {
+        Ok(connected) => {
+            record.connected = Some(Instant::now());
+            record.path = Some(Arc::clone(connected.path.name()));
+            record.via.clone_from(&connected.via);
+            Ok(connected)
+        }
+        Err((path, error)) => {
+            record.path = path;
+            Err((Outcome::failed(&error), error.status()))
+        }
+    }
+}
+
+/// The more wrong passwords in a row came from an address, the longer the next one waits for its answer.
+async fn back_off(shared: &Shared, source: IpAddr) {
+    let row = shared.stats.with(|stats| stats.offend(source));
+    // The first few are somebody's typing.
+    if let Some(doubled) = row.checked_sub(3) {
+        tokio::time::sleep(LONGEST_BACK_OFF.min(Duration::from_millis(250) * 2u32.saturating_pow(doubled.min(8)))).await;
+    }
 }
 
 /// Pumps a session that has passed every check, the bytes read so far first.
-async fn relay(
-    shared: &Shared,
-    policy: &Policy,
-    record: &mut Record,
-    downstream: &mut dyn Stream,
-    connected: Connected,
-    received: Vec<u8>,
-) -> Outcome {
-    let Connected { mut stream, path, early } = connected;
-    record.path = Some(path);
-    record.relayed = true;
+async fn relay(shared: &Shared, policy: Arc<Policy>, record: &mut Record, session: Established) -> Outcome {
+    let Established { mut downstream, connected, received } = session;
+    let Connected { mut stream, path, early, via: _ } = connected;
+    record.phase = Phase::Relaying;
+    count_relayed(shared, &policy, record);
+    let limits = &policy.limits;
+    let until = limits.lifetime.map(|lifetime| (record.accepted + lifetime).into());
+    let silence = Silence { idle: limits.idle, half_close: limits.half_close, until };
+    let spread = limits.drain.spread;
+    // It may stand for weeks: the policy of its beginning need not.
+    drop(policy);
+    let ended = std::pin::pin!(end_of(shared.stop.subscribe(), &path, record.number, spread));
+    let early = Early { up: received, down: early };
+    let Pumped { bytes_up, bytes_down, ended_by, reason, first_byte } = pump(&mut *downstream, &mut *stream, early, silence, ended).await;
+    record.first_byte = first_byte.map(Into::into);
+    Outcome { bytes_up, bytes_down, ended_by, reason, detail: None, fault: None }
+}
+
+/// Why a session that moves bytes is to end though neither side wants it to.
+async fn end_of(stop: watch::Receiver<Option<Ending>>, path: &Path, session: u64, spread: Duration) -> &'static str {
+    // Most paths keep their sessions, and most sessions should not pay for those that do not.
+    if path.on_down() == OnPathDown::Keep {
+        told_to_end(stop, session).await;
+        return "drained";
+    }
+    tokio::select! {
+        biased;
+        () = told_to_end(stop, session) => "drained",
+        () = Box::pin(path_goes_down(path, session, spread)) => "path_down",
+    }
+}
+
+/// Ready when the path goes down and its sessions are to end. One that was down already, when no other was left, does not
+/// go down.
+async fn path_goes_down(path: &Path, session: u64, spread: Duration) {
+    let mut down = path.watch();
+    loop {
+        if down.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        if !*down.borrow_and_update() {
+            continue;
+        }
+        if path.on_down() == OnPathDown::Reset {
+            return;
+        }
+        tokio::time::sleep(spread.mul_f64(fraction(session))).await;
+        // It may be back by now.
+        if *down.borrow() {
+            return;
+        }
+    }
+}
+
+fn count_relayed(shared: &Shared, policy: &Policy, record: &Record) {
+    let legacy = record.host.as_ref().filter(|host| policy.catalogue.get(host).is_some_and(|entry| entry.legacy));
     shared.stats.with(|stats| {
-        stats.relayed += 1;
+        let told = &mut stats.told;
+        told.relayed += 1;
+        if let Some(path) = &record.path {
+            *told.paths.entry(Arc::clone(path)).or_default() += 1;
+        }
         if let Some(sensor) = &record.sensor {
-            let sensor = stats.sensors.entry(Arc::clone(sensor)).or_default();
+            let sensor = told.sensors.entry(Arc::clone(sensor)).or_default();
             sensor.relayed += 1;
-            sensor.open += 1;
             sensor.last_failure = None;
         }
+        if let (Some(host), Some(sensor)) = (legacy, &record.sensor) {
+            let key = (host.clone(), Arc::clone(sensor));
+            let seen = told.legacy.entry(key).or_insert_with(|| LegacyUse { sessions: 0, last: SystemTime::UNIX_EPOCH });
+            seen.sessions += 1;
+            seen.last = SystemTime::now();
+        }
     });
-    let silence = Silence { idle: policy.limits.idle, half_close: policy.limits.half_close };
-    let pumped = pump(downstream, &mut *stream, Early { up: received, down: early }, silence, shared.stop.subscribe()).await;
-    Outcome {
-        bytes_up: pumped.bytes_up,
-        bytes_down: pumped.bytes_down,
-        ended_by: pumped.ended_by,
-        reason: pumped.reason,
-        detail: None,
-        fault: None,
+}
+
+/// Reads a PROXY header and not a byte more.
+async fn read_proxy_header(stream: &mut dyn Stream) -> Result<ProxyHeader, Outcome> {
+    let deadline = Instant::now() + PROXY_HEADER;
+    let mut received = Vec::with_capacity(64);
+    let mut reader = ProxyHeaderReader::new();
+    loop {
+        match reader.handle_bytes(&received) {
+            HeadProgress::Complete(header) => return Ok(header),
+            HeadProgress::Rejected(error) => {
+                return Err(Outcome { detail: Some(error.to_string()), ..Outcome::refused(error.reason()) });
+            }
+            HeadProgress::NeedMore => {}
+        }
+        let mut next = (&mut *stream).take(ProxyHeaderReader::least_more(&received) as u64);
+        match tokio::time::timeout_at(deadline.into(), next.read_buf(&mut received)).await {
+            Err(_) => return Err(Outcome::refused("proxy_header_timeout")),
+            Ok(Ok(0)) if received.is_empty() => return Err(Outcome::ended(EndedBy::Downstream, "no_data")),
+            Ok(Ok(0)) => return Err(Outcome::ended(EndedBy::Downstream, "closed_in_head")),
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) => return Err(Outcome::ended(EndedBy::Downstream, "reset")),
+        }
     }
 }
 
@@ -339,51 +704,97 @@ async fn farewell(downstream: &mut dyn Stream, words: &[u8]) {
         std::io::Result::Ok(())
     };
     // Whoever does not read what is said to it has had its chance.
-    let _unheard = tokio::time::timeout(std::time::Duration::from_secs(2), sending).await;
+    let _unheard = tokio::time::timeout(Duration::from_secs(2), sending).await;
 }
 
+/// Nobody wanted anything: a load balancer's probe.
+const QUIET: [&str; 2] = ["no_data", "health_check"];
+
 fn account(shared: &Shared, record: &Record, outcome: &Outcome) {
+    let relayed = record.phase == Phase::Relaying;
+    let quiet = QUIET.contains(&outcome.reason);
     shared.stats.with(|stats| {
-        *stats.ended.entry(outcome.reason).or_default() += 1;
-        let quiet = outcome.reason == "no_data";
-        if !record.relayed && !quiet {
-            stats.refused += 1;
+        let told = &mut stats.told;
+        *told.ended.entry(outcome.reason).or_default() += 1;
+        told.refused += u64::from(!relayed && !quiet);
+        if let Some(requested) = record.requested {
+            told.hello.record(requested - record.accepted);
+            if let Some(connected) = record.connected {
+                told.connect.record(connected - requested);
+                if let Some(first) = record.first_byte {
+                    told.first_byte.record(first - connected);
+                }
+            }
         }
         if let Some(sensor) = &record.sensor {
-            let sensor = stats.sensors.entry(Arc::clone(sensor)).or_default();
+            let sensor = told.sensors.entry(Arc::clone(sensor)).or_default();
             sensor.bytes_up += outcome.bytes_up;
             sensor.bytes_down += outcome.bytes_down;
-            if record.relayed {
-                sensor.open = sensor.open.saturating_sub(1);
-            } else if !quiet {
+            if !relayed && !quiet {
                 sensor.refused += 1;
                 // What policy refused is the sensor's affair; what a side failed at is the operator's.
                 if outcome.fault.is_some() {
-                    let host = record.host.as_deref().unwrap_or("-");
+                    let host = record.host.as_ref().map_or("-", HostName::as_str);
                     sensor.last_failure = Some(format!("{host}: {}", outcome.detail.as_deref().unwrap_or(outcome.reason)));
                 }
             }
         }
     });
+    let since = |from: Option<Instant>, to: Option<Instant>| match (from, to) {
+        (Some(from), Some(to)) => i64::try_from((to - from).as_millis()).unwrap_or(i64::MAX),
+        _ => -1,
+    };
     info!(
         target: "skyway::access",
         session = record.id,
         listener = record.listener.name,
         sensor = record.sensor.as_deref().unwrap_or("-"),
+        origin = record.origin.as_deref().unwrap_or("-"),
         downstream = %record.downstream,
-        host = record.host.as_deref().unwrap_or("-"),
+        host = record.host.as_ref().map_or("-", HostName::as_str),
         port = record.port.unwrap_or_default(),
         path = record.path.as_deref().unwrap_or("-"),
+        via = if record.via.is_empty() { "-".to_owned() } else { record.via.join(",") },
         bytes_up = outcome.bytes_up,
         bytes_down = outcome.bytes_down,
-        duration_ms = u64::try_from(record.started.elapsed().as_millis()).unwrap_or(u64::MAX),
-        relayed = record.relayed,
+        hello_ms = since(Some(record.accepted), record.requested),
+        connect_ms = since(record.requested, record.connected),
+        first_byte_ms = since(record.connected, record.first_byte),
+        duration_ms = u64::try_from(record.accepted.elapsed().as_millis()).unwrap_or(u64::MAX),
+        relayed,
+        code = code(record.phase, outcome),
         ended_by = outcome.ended_by.label(),
         reason = outcome.reason,
         fault = outcome.fault.unwrap_or("-"),
         detail = outcome.detail.as_deref().unwrap_or("-"),
         "session ended"
     );
+}
+
+/// Two letters that say at a glance who ended a session and when, after HAProxy's: who (`C` the sensor, `S` the upstream, `P`
+/// policy, `R` a limit, `K` a stop, `c`/`s` a timeout on that side, `-` nobody: it was over), and in which phase (`R` request, `C`
+/// connecting, `D` data, `-` done).
+fn code(phase: Phase, outcome: &Outcome) -> &'static str {
+    let timed_out = outcome.reason.ends_with("timeout");
+    match (phase, outcome.ended_by) {
+        (Phase::Relaying, _) if outcome.reason == "closed" => "--",
+        (Phase::Relaying, EndedBy::Downstream) => "CD",
+        (Phase::Relaying, EndedBy::Upstream) => "SD",
+        (Phase::Relaying, EndedBy::Relay) if timed_out => "cD",
+        (Phase::Relaying, EndedBy::Relay) => "KD",
+        (Phase::Connecting, EndedBy::Downstream) => "CC",
+        (Phase::Connecting, _) if outcome.fault.is_some() && timed_out => "sC",
+        (Phase::Connecting, _) if outcome.fault.is_some() => "SC",
+        (Phase::Connecting, EndedBy::Upstream) => "SC",
+        (Phase::Connecting, EndedBy::Relay) if timed_out => "cC",
+        (Phase::Connecting, EndedBy::Relay) if outcome.reason == "drained" => "KC",
+        (Phase::Connecting, EndedBy::Relay) => "PC",
+        (Phase::Request, EndedBy::Downstream | EndedBy::Upstream) => "CR",
+        (Phase::Request, EndedBy::Relay) if timed_out => "cR",
+        (Phase::Request, EndedBy::Relay) if outcome.reason.starts_with("limit_") => "RR",
+        (Phase::Request, EndedBy::Relay) if outcome.reason == "drained" => "KR",
+        (Phase::Request, EndedBy::Relay) => "PR",
+    }
 }
 
 impl Outcome {
@@ -397,5 +808,32 @@ impl Outcome {
 
     fn failed(error: &super::DialError) -> Self {
         Self { detail: Some(error.to_string()), fault: Some(error.side().label()), ..Self::ended(EndedBy::Relay, error.reason()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ends_of_a_drain_are_spread_over_its_whole_length() {
+        let ending = Ending { from: Instant::now(), spread: Duration::from_secs(10) };
+        let mut ends: Vec<f64> = (1..=100).map(|session| (ending.of(session) - ending.from).as_secs_f64()).collect();
+        ends.sort_by(f64::total_cmp);
+        for (at, pair) in ends.windows(2).enumerate() {
+            assert!(pair[1] - pair[0] < 0.3, "a gap behind session {at}: {pair:?}");
+        }
+        assert!(ends[0] < 0.3 && ends[99] > 9.7 && ends[99] <= 10.0);
+    }
+
+    #[test]
+    fn two_letters_say_who_ended_a_session_and_when() {
+        let failed = Outcome::failed(&super::super::DialError::TimedOut { address: SocketAddr::from(([192, 0, 2, 1], 443)) });
+        assert_eq!(code(Phase::Connecting, &failed), "sC");
+        assert_eq!(code(Phase::Relaying, &Outcome::ended(EndedBy::Upstream, "reset")), "SD");
+        assert_eq!(code(Phase::Relaying, &Outcome::ended(EndedBy::Downstream, "closed")), "--");
+        assert_eq!(code(Phase::Relaying, &Outcome::refused("idle_timeout")), "cD");
+        assert_eq!(code(Phase::Request, &Outcome::refused("host_not_listed")), "PR");
+        assert_eq!(code(Phase::Request, &Outcome::refused("limit_sensor")), "RR");
     }
 }

@@ -19,13 +19,14 @@ use super::diagnostic::{Diagnostic, Diagnostics, Place};
 use super::field::Field;
 use super::raw::{RawCloud, RawConfig, RawGateway, RawSecret, RawUnderlay};
 use super::settings::{GatewaySettings, Settings, UnderlaySettings};
+use crate::relay::chain::Level;
 use crate::secret::{Secret, SecretSource, WatchedFiles};
 
 /// Default of `gateway.metrics`: Prometheus text, on loopback alone.
 const METRICS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9359);
 const FOLDER: &str = "/run/skyway";
 
-/// `secrets` receives the files of secrets that are named.
+/// `secrets` receives the files that are named: of secrets, certificates and service tags.
 pub(super) fn resolve(raw: &RawConfig, folder: &Path, diagnostics: &mut Diagnostics, secrets: &mut WatchedFiles) -> Option<Settings> {
     let names = raw.tunnels.get().iter().flat_map(|entries| &entries.0).map(|entry| entry.name.clone()).collect();
     let mut context = Context { diagnostics, folder, tunnel_names: names, incomplete: Vec::new(), secrets };
@@ -39,7 +40,9 @@ pub(super) fn resolve(raw: &RawConfig, folder: &Path, diagnostics: &mut Diagnost
     let underlays = context.underlays(raw);
     let tunnels = context.tunnels(raw, cloud, &underlays);
     let routes = context.routes(raw, &tunnels);
-    let relay = raw.relay.get().map(|relay| context.relay(relay, &raw.relay, &tunnels, &underlays));
+    let level = gateway.as_ref().and_then(|gateway| gateway.level);
+    let around = relay::Around { tunnels: &tunnels, underlays: &underlays, cloud, level };
+    let relay = raw.relay.get().map(|relay| context.relay(relay, &raw.relay, around));
     if let (Some(written), Some(relay)) = (raw.relay.get(), &relay) {
         context.parents_are_routed(written, relay, &tunnels, &routes);
     }
@@ -68,7 +71,7 @@ struct Context<'a> {
     tunnel_names: Vec<String>,
     /// Tunnels that lost a peer to a mistake: what they carry cannot be judged.
     incomplete: Vec<String>,
-    /// Files of secrets that were named.
+    /// Files that were named and are read here: of secrets, certificates and service tags.
     secrets: &'a mut WatchedFiles,
 }
 
@@ -92,13 +95,14 @@ impl Context<'_> {
         {
             self.report(Diagnostic::error(&raw.health, "metrics and health cannot share an address"));
         }
+        let level = self.level(&raw.level);
         let name = name?;
         let admin = raw.admin.get().map_or_else(|| default_admin(&name), |admin| self.folder.join(admin));
         // sun_path holds 108 bytes with its end, and the socket is made beside its place first (unix(7)).
         if admin.as_os_str().len() > 103 || admin.file_name().is_none() {
             self.report(Diagnostic::error(&raw.admin, "not a usable place for a socket").expected("a path of at most 103 bytes"));
         }
-        Some(GatewaySettings { site: raw.site.get().cloned(), cloud: cloud(&raw.cloud), admin, metrics, health, name })
+        Some(GatewaySettings { site: raw.site.get().cloned(), cloud: cloud(&raw.cloud), admin, metrics, health, level, name })
     }
 
     fn underlays(&mut self, raw: &RawConfig) -> BTreeMap<String, UnderlaySettings> {
@@ -154,6 +158,24 @@ impl Context<'_> {
                 None
             }
         }
+    }
+
+    /// The path of a file that is not secret, from now on watched for change.
+    fn file(&mut self, field: &Field<String>) -> Option<PathBuf> {
+        let path = self.folder.join(field.get()?);
+        self.secrets.watch(&path);
+        Some(path)
+    }
+
+    fn level(&mut self, field: &Field<String>) -> Option<Level> {
+        let text = field.get()?;
+        let level = Level::parse(text);
+        if level.is_none() {
+            self.report(
+                Diagnostic::error(field, "not a level of the Purdue model").value(text.clone()).expected("0, 1, 2, 3, 3.5, 4 or 5"),
+            );
+        }
+        level
     }
 
     /// What `parse` makes of a scalar; what it expected is put down otherwise.

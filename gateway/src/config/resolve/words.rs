@@ -92,6 +92,25 @@ pub(super) fn host_and_port(text: &str) -> Result<(String, u16), Expected> {
     }
 }
 
+/// A name server: an address, with port 53 unless another is said.
+pub(super) fn name_server(text: &str) -> Result<SocketAddr, Expected> {
+    match text.parse::<IpAddr>() {
+        Ok(address) => Ok(SocketAddr::new(address, 53)),
+        Err(_) => address_and_port(text).or(expected("not a name server", "an address such as 10.8.0.53, or ADDRESS:PORT")),
+    }
+}
+
+/// `HOST`, with the `usual` port, or `HOST:PORT`; the host a name or an address.
+pub(super) fn host_with_usual_port(text: &str, usual: u16) -> Result<(String, u16), Expected> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Ok((address.to_string(), usual));
+    }
+    match crate::relay::HostName::parse(text) {
+        Ok(host) => Ok((host.to_string(), usual)),
+        Err(_) => host_and_port(text).or(expected("not a host", "HOST or HOST:PORT such as 10.8.0.123 or time.example.net:123")),
+    }
+}
+
 /// Whether `address` means every address of the host.
 pub(super) fn is_everywhere(address: IpAddr) -> bool {
     address == IpAddr::V4(Ipv4Addr::UNSPECIFIED) || address == IpAddr::V6(Ipv6Addr::UNSPECIFIED)
@@ -126,6 +145,25 @@ mod tests {
         assert_eq!(host_and_port("Vnet-A.example.net:51820"), Ok(("vnet-a.example.net".into(), 51820)));
         for text in ["203.0.113.7", "host:0", "host:99999", ":51820", "2001:db8::7:51820", "a b:1"] {
             assert!(host_and_port(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn servers_have_a_usual_port() {
+        assert_eq!(name_server("10.8.0.53"), Ok(SocketAddr::new([10, 8, 0, 53].into(), 53)));
+        assert_eq!(name_server("[2001:db8::53]:5353").map(|server| server.port()), Ok(5353));
+        assert!(name_server("dns.example.net").is_err(), "who would resolve it?");
+        for (text, host, port) in [
+            ("10.8.0.123", "10.8.0.123", 123),
+            ("2001:db8::7", "2001:db8::7", 123),
+            ("Time.example.net", "time.example.net", 123),
+            ("time.example.net:1123", "time.example.net", 1123),
+            ("[2001:db8::7]:1123", "2001:db8::7", 1123),
+        ] {
+            assert_eq!(host_with_usual_port(text, 123), Ok((host.to_owned(), port)), "{text}");
+        }
+        for text in ["", "a b", "host:0", "[2001:db8::7]"] {
+            assert!(host_with_usual_port(text, 123).is_err(), "{text:?}");
         }
     }
 }

@@ -257,12 +257,12 @@ fn no_reason_breaks_out_of_its_field() {
 #[test]
 fn asks_a_parent() {
     let hub = authority("hub.example", 443);
-    assert_eq!(connect_request(&hub, &[]).as_str(), "CONNECT hub.example:443 HTTP/1.1\r\nHost: hub.example:443\r\n\r\n");
+    assert_eq!(connect_request(&hub.to_string(), &[]).as_str(), "CONNECT hub.example:443 HTTP/1.1\r\nHost: hub.example:443\r\n\r\n");
     let credentials = Credentials::new("line-3", Zeroizing::new(String::new()));
     let basic = credentials.to_basic();
     let extra = [("Proxy-Authorization", basic.as_str()), ("X", "a\r\nInjected: b")];
     assert_eq!(
-        connect_request(&hub, &extra).as_str(),
+        connect_request(&hub.to_string(), &extra).as_str(),
         "CONNECT hub.example:443 HTTP/1.1\r\n\
          Host: hub.example:443\r\n\
          Proxy-Authorization: Basic bGluZS0zOg==\r\n\
@@ -377,7 +377,7 @@ proptest! {
     ) {
         let asked = authority(&host, port);
         let basic = Credentials::new(user.as_str(), Zeroizing::new(password.clone())).to_basic();
-        let text = connect_request(&asked, &[("Proxy-Authorization", basic.as_str())]);
+        let text = connect_request(&asked.to_string(), &[("Proxy-Authorization", basic.as_str())]);
         let head = complete(text.as_bytes());
         prop_assert_eq!(head.authority, asked);
         let credentials = head.proxy_authorization.expect("credentials were sent");

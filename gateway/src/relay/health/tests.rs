@@ -114,14 +114,16 @@ fn goes_through_its_states() {
             ],
         ),
         (
-            "sessions that fail count once a second",
+            "sessions that fail count once a second, and the last strike is a probe's",
             &[
                 (0, GOOD, "up"),
                 (1, Step::SessionFailed, "up"),
                 (1, Step::SessionFailed, "up"),
                 (1, Step::SessionFailed, "up"),
                 (2, Step::SessionFailed, "up"),
-                (3, Step::SessionFailed, "down"),
+                (3, Step::SessionFailed, "up"),
+                (4, Step::SessionFailed, "up"),
+                (4, BAD, "down"),
             ],
         ),
         (

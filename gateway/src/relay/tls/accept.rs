@@ -1,5 +1,6 @@
 //! The server's side: a listener that sensors reach by TLS.
 
+use std::fmt;
 use std::io;
 use std::path::Path;
 use std::pin::Pin;
@@ -15,7 +16,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::super::Stream;
 use super::certificate::Certificate;
-use super::connect::CertificateFault;
+use super::connect::{CertificateFault, MadeOf};
 use super::stream::Encrypted;
 use super::{Identity, TlsError, is_closed, provider, read_authorities, settings, tls_error};
 use crate::secret::Secret;
@@ -28,17 +29,20 @@ pub enum ClientCertificates {
     Optional,
 }
 
-/// A listener's certificate, and whose certificates it takes. Cloning shares them.
-#[derive(Debug, Clone)]
+/// A listener's certificate, and whose certificates it takes. Cloning shares them; two are equal if they were made of the same.
+#[derive(Clone)]
 pub struct ServerTls {
     config: Arc<ServerConfig>,
     not_after: UnixTime,
+    made_of: MadeOf,
+    client: ClientCertificates,
 }
 
 impl ServerTls {
     /// `certificate`: a PEM file, the listener's own certificate first, then its issuers. `client_ca`: a PEM file of the authorities
     /// that may vouch for clients; none: clients are not asked, and `client` says nothing.
     pub fn load(certificate: &Path, key_pem: &Secret, client_ca: Option<&Path>, client: ClientCertificates) -> Result<Self, TlsError> {
+        let made_of = MadeOf::read([Some(certificate), client_ca], Some(key_pem))?;
         let identity = Identity::load(certificate, key_pem, UnixTime::now())?;
         let builder = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions().map_err(settings)?;
         let builder = match client_ca {
@@ -56,7 +60,7 @@ impl ServerTls {
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
-        Ok(Self { config: Arc::new(config), not_after: identity.not_after })
+        Ok(Self { config: Arc::new(config), not_after: identity.not_after, made_of, client })
     }
 
     /// When the listener's certificate expires.
@@ -80,6 +84,20 @@ impl ServerTls {
             Ok(Err((error, listening))) => Err(TlsAcceptError::of(&error, listening.heard)),
             Err(_) => Err(TlsAcceptError::TimedOut),
         }
+    }
+}
+
+impl PartialEq for ServerTls {
+    fn eq(&self, other: &Self) -> bool {
+        self.made_of == other.made_of && self.client == other.client
+    }
+}
+
+impl Eq for ServerTls {}
+
+impl fmt::Debug for ServerTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerTls").field("client", &self.client).finish_non_exhaustive()
     }
 }
 

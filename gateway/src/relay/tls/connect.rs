@@ -1,5 +1,6 @@
 //! The client's side: a parent that is reached by TLS, and the handshake of a probe.
 
+use std::fmt;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -15,6 +16,7 @@ use rustls::{
 use tokio::io::AsyncWriteExt;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use zeroize::Zeroizing;
 
 use super::super::Stream;
 use super::super::host::HostName;
@@ -26,17 +28,18 @@ use crate::secret::Secret;
 /// Names of a certificate that are told when none of them fits.
 const NAMES_TOLD: usize = 4;
 
-/// How a parent is reached by TLS: whom we trust, and as whom we come. Cloning is cheap.
-#[derive(Debug, Clone)]
+/// How a parent is reached by TLS: whom we trust, and as whom we come. Cloning is cheap; two are equal if they were made of the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientTls(Connector);
 
 impl ClientTls {
     /// `ca`: a PEM file of the only authorities to trust; none: the built-in roots. `client_certificate`: a PEM file, our own
     /// certificate first, then its issuers, and the key.
     pub fn load(ca: Option<&Path>, client_certificate: Option<(&Path, &Secret)>) -> Result<Self, TlsError> {
+        let made_of = MadeOf::read([ca, client_certificate.map(|(path, _)| path)], client_certificate.map(|(_, key_pem)| key_pem))?;
         let roots = ca.map_or_else(|| Ok(built_in_roots()), read_authorities)?;
         let identity = client_certificate.map(|(path, key_pem)| Identity::load(path, key_pem, UnixTime::now())).transpose()?;
-        let mut connector = Connector::new(roots, identity)?;
+        let mut connector = Connector::new(roots, identity, made_of)?;
         connector.config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Self(connector))
     }
@@ -50,18 +53,19 @@ impl ClientTls {
     }
 }
 
-/// The authorities that Defender's certificates may come from. Cloning is cheap.
-#[derive(Debug, Clone)]
+/// The authorities that Defender's certificates may come from. Cloning is cheap; two are equal if they were made of the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Roots(Connector);
 
 impl Roots {
     /// The built-in roots, and those in the PEM file `extra`. An authority in it is never reported as interception.
     pub fn load(extra: Option<&Path>) -> Result<Self, TlsError> {
+        let made_of = MadeOf::read([extra], None)?;
         let mut roots = built_in_roots();
         if let Some(path) = extra {
             roots.extend(read_authorities(path)?.roots);
         }
-        Ok(Self(Connector::new(roots, None)?))
+        Ok(Self(Connector::new(roots, None, made_of)?))
     }
 }
 
@@ -226,15 +230,60 @@ fn told(names: &[String]) -> String {
     }
 }
 
+/// The files and the key that something was set up from: what was made of the same is the same setting, and a file that was
+/// renewed makes another. Cloning shares them; there is no `Debug`, since a certificate's file may hold its key too.
+///
+/// Read before the files are used: one that changes in between differs from what the next reading finds, and is taken then.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct MadeOf(Arc<Contents>);
+
+#[derive(PartialEq, Eq)]
+struct Contents {
+    files: Vec<Option<Zeroizing<Vec<u8>>>>,
+    key: Option<Secret>,
+}
+
+impl MadeOf {
+    /// `files`: in an order that means the same each time, those that are not configured as None.
+    pub(super) fn read<const FILES: usize>(files: [Option<&Path>; FILES], key_pem: Option<&Secret>) -> Result<Self, TlsError> {
+        let mut read = Vec::with_capacity(FILES);
+        for path in files {
+            read.push(match path {
+                None => None,
+                Some(path) => {
+                    let bytes = std::fs::read(path).map_err(|source| TlsError::Read { path: path.to_owned(), source })?;
+                    Some(Zeroizing::new(bytes))
+                }
+            });
+        }
+        Ok(Self(Arc::new(Contents { files: read, key: key_pem.cloned() })))
+    }
+}
+
 /// Handshakes against given roots.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 struct Connector {
     config: ClientConfig,
     verifier: Arc<WebPkiServerVerifier>,
+    made_of: MadeOf,
+}
+
+impl PartialEq for Connector {
+    fn eq(&self, other: &Self) -> bool {
+        self.made_of == other.made_of
+    }
+}
+
+impl Eq for Connector {}
+
+impl fmt::Debug for Connector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connector").finish_non_exhaustive()
+    }
 }
 
 impl Connector {
-    fn new(roots: RootCertStore, identity: Option<Identity>) -> Result<Self, TlsError> {
+    fn new(roots: RootCertStore, identity: Option<Identity>, made_of: MadeOf) -> Result<Self, TlsError> {
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build().map_err(settings)?;
         let builder = ClientConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
@@ -245,7 +294,7 @@ impl Connector {
             None => builder.with_no_client_auth(),
         };
         config.resumption = Resumption::disabled();
-        Ok(Self { config, verifier })
+        Ok(Self { config, verifier, made_of })
     }
 
     async fn connect(&self, stream: Box<dyn Stream>, name: &str, deadline: Instant) -> Result<TlsStream<Box<dyn Stream>>, TlsConnectError> {
