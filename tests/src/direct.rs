@@ -39,7 +39,7 @@ relay:
   name_servers: ["SERVANT:5353"]
   sensors: { line-3: { from: [127.0.0.0/8] } }
   paths:
-    - { name: out, via: direct }
+    - { name: out, via: direct, probe: off }
   listeners:
     - { name: proxy, kind: connect, listen: "CONNECT" }
     - { name: tls, kind: sni, listen: "SNI" }

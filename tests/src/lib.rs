@@ -16,7 +16,10 @@
 //!  inside       a piece of a test inside a namespace
 //!  tls, nginx   servers as Defender's; sensor, hello: clients, well and ill behaved; sink: a server of raw bytes
 //!  wireguard_go a peer written by others
+//!  relays       one or several relays behind each other on loopback; raw_parent, squid: proxies by others;
+//!                 client_authority: whose certificates sensors show
 //!  bench        the tunnel bench: skyway beside other WireGuard programs
+//!  bench_relay  the relay bench: skyway beside other relays, and its load generator
 //!  counter      packets that left outside the tunnel
 //! ```
 //! A harness panics where a library would return: whatever goes wrong here fails the test, and says what and where.
@@ -24,6 +27,8 @@
 
 pub mod access;
 pub mod bench;
+pub mod bench_relay;
+pub mod client_authority;
 pub mod counter;
 pub mod direct;
 pub mod flow;
@@ -37,12 +42,15 @@ pub mod netns;
 pub mod nginx;
 pub mod process;
 pub mod random;
+pub mod raw_parent;
+pub mod relays;
 pub mod reloads;
 pub mod report;
 pub mod sensor;
 pub mod sink;
 pub mod site;
 pub mod skyway;
+pub mod squid;
 pub mod tls;
 pub mod topology;
 pub mod transfer;

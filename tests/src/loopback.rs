@@ -81,7 +81,7 @@ relay:
       - { host: foreign-only.azure-devices.net, ports: [8443] }
   sensors: { line-3: { from: [127.0.0.0/8] } }
   paths:
-    - { name: vnet, via: { tunnel: azure }, parents: ["http://10.99.0.2:3128"] }
+    - { name: vnet, via: { tunnel: azure }, parents: ["http://10.99.0.2:3128"], probe: off }
   listeners:
     - { name: proxy, kind: connect, listen: "CONNECT" }
     - { name: tls, kind: sni, listen: "SNI" }
@@ -109,7 +109,7 @@ relay:
       - { host: down.azure-devices.net, ports: [8443], addresses: [NOBODY], allow: [127.0.0.0/8] }
   sensors: { foreign: { from: [10.99.0.1/32] } }
   paths:
-    - { name: out, via: direct }
+    - { name: out, via: direct, probe: off }
   listeners:
     - { name: foreign, kind: connect, listen: { tunnel: aws, port: 3128 } }
 "#;

@@ -66,7 +66,7 @@ relay:
   catalogue: { hosts: [ "contoso-hub.azure-devices.net", "contososa.blob.core.windows.net" ] }
   sensors: { line-3: { from: [10.1.2.0/24], proxy_user: { name: line-3, password: { file: line-3.pw } } } }
   paths:
-    - { name: vnet, via: { tunnel: azure }, parents: ["http://10.99.0.2:3128"] }
+    - { name: vnet, via: { tunnel: azure }, parents: ["http://10.99.0.2:3128"], probe: off }
   listeners:
     - { name: proxy, kind: connect, listen: "0.0.0.0:3128" }
     - { name: tls, kind: sni, listen: "0.0.0.0:443" }
@@ -98,7 +98,7 @@ relay:
       - { host: contososa.blob.core.windows.net, allow: ["fd20::/64"] }
   sensors: { aws-use1-a: { from: [10.99.0.1/32] } }
   paths:
-    - { name: out, via: direct }
+    - { name: out, via: direct, probe: off }
   listeners:
     - { name: foreign, kind: connect, listen: { tunnel: aws, port: 3128 } }
 "#;

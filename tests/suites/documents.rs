@@ -39,7 +39,7 @@ fn write_secret(path: &Path) {
 #[test]
 fn every_example_is_a_good_file() {
     let mut names = BTreeSet::new();
-    for document in ["README.md", "docs/configuration.md", "docs/operations.md"] {
+    for document in ["README.md", "docs/configuration.md", "docs/operations.md", "docs/relay.md"] {
         for (name, yaml) in marked(document) {
             assert!(names.insert(name.clone()), "{name} is there twice");
             let folder = tempfile::tempdir().expect("a folder");

@@ -48,8 +48,8 @@ const RELAY: &str = r#"relay:
       - { host: contososa.blob.core.windows.net, addresses: [192.0.2.1], allow: [192.0.2.0/30] }
   sensors: { site: { from: [192.0.2.1/32, 127.0.0.0/8] }, go: { from: [10.99.0.2/32] } }
   paths:
-    - { name: inside, via: { tunnel: sky } }
-    - { name: out, via: direct }
+    - { name: inside, via: { tunnel: sky }, probe: off }
+    - { name: out, via: direct, probe: off }
   listeners:
     - { name: outside, kind: connect, listen: "127.0.0.1:3128" }
     - { name: inside, kind: connect, listen: { tunnel: sky, port: 3129 } }

@@ -115,8 +115,7 @@ fn nft(relay: &RelaySettings) -> Option<String> {
 fn families(from: &[IpNet], address: SocketAddr) -> Vec<(&'static str, String)> {
     let both = address.is_ipv6() && address.ip().is_unspecified();
     let of = |is_v4: bool| {
-        let prefixes: Vec<String> =
-            from.iter().filter(|prefix| prefix.addr().is_ipv4() == is_v4).map(|prefix| IpNet::to_string(prefix)).collect();
+        let prefixes: Vec<String> = from.iter().filter(|prefix| prefix.addr().is_ipv4() == is_v4).map(ToString::to_string).collect();
         prefixes.join(", ")
     };
     let wanted = [("ip", of(true), both || address.is_ipv4()), ("ip6", of(false), address.is_ipv6())];

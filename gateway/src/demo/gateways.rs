@@ -148,7 +148,7 @@ relay:
 {hosts}  sensors:
     site: {{ from: [10.99.0.1/32] }}
   paths:
-    - {{ name: defender, via: {{ underlay: defender }} }}
+    - {{ name: defender, via: {{ underlay: defender }}, probe: off }}
   listeners:
     - {{ name: inside, kind: connect, listen: {{ tunnel: site, port: 3128 }} }}
 ",
@@ -188,7 +188,7 @@ relay:
 {hosts}  sensors:
     line-1: {{ from: [127.0.0.1/32] }}
   paths:
-    - {{ name: vnet, via: {{ tunnel: azure }}, parents: [\"http://10.99.0.2:3128\"] }}
+    - {{ name: vnet, via: {{ tunnel: azure }}, parents: [\"http://10.99.0.2:3128\"], probe: off }}
   listeners:
     - {{ name: proxy, kind: connect, listen: \"{proxy}\" }}
     - {{ name: tls, kind: sni, listen: \"{tls}\" }}

@@ -536,7 +536,7 @@ fn memory(folder: &str) -> Option<u64> {
     host.into_iter().chain(group).min()
 }
 
-/// `CapEff:	000001ffffffffff` of /proc/PID/status.
+/// `CapEff: 000001ffffffffff` of /proc/PID/status.
 fn capabilities(status: &str) -> Option<u64> {
     let set = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
     u64::from_str_radix(set.trim(), 16).ok()

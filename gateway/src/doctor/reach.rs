@@ -51,10 +51,9 @@ pub(super) async fn reach(endpoint: SocketAddr, underlay: &UnderlaySettings, ins
         if let Err(error) = socket.send(&DATAGRAM).await {
             return told(&error, Moment::Sending);
         }
-        match tokio::time::timeout(APART, socket.recv(&mut answer)).await {
-            Ok(Err(error)) => return told(&error, Moment::Waiting),
-            // Whatever answers that is no WireGuard, but it can be reached.
-            Ok(Ok(_)) | Err(_) => {}
+        // Whatever answers that is no WireGuard, but it can be reached.
+        if let Ok(Err(error)) = tokio::time::timeout(APART, socket.recv(&mut answer)).await {
+            return told(&error, Moment::Waiting);
         }
     }
     Reach::Silent

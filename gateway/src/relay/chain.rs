@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn a_field_that_is_not_well_formed_is_none() {
-        let long = format!("id; via={}", vec!["a"; MOST_GATEWAYS + 1].join(","));
+        let long = format!("id; via={}", ["a"; MOST_GATEWAYS + 1].join(","));
         for value in
             ["", ";", "two words", "id; sensor=", "id; sensor=a b", "id; via=,", "id; level=3.2", "id; level=9", "id; loose", &long]
         {

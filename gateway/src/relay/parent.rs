@@ -147,6 +147,7 @@ pub(super) async fn walk(
 ) -> Result<Opened, DialError> {
     let mut via = Vec::new();
     let mut early = Vec::new();
+    let mut passage = passage.clone();
     for (at, parent) in chain.iter().enumerate() {
         if !early.is_empty() {
             // Whoever speaks before it is asked is no proxy, and what it said would be taken for an answer.
@@ -154,7 +155,9 @@ pub(super) async fn walk(
             return Err(DialError::ParentBroken { parent: parent.url.clone(), detail });
         }
         let target = chain.get(at + 1).map_or_else(|| authority.to_string(), Parent::authority);
-        let (opened, received, head) = parent.ask(stream, &target, passage, deadline).await?;
+        let (opened, received, head) = parent.ask(stream, &target, &passage, deadline).await?;
+        // What follows it sees the level that it stands on, whether it says so itself or not.
+        passage.level = parent.level.or(passage.level);
         via.extend(head.via);
         (stream, early) = (opened, received);
     }

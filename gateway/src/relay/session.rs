@@ -480,18 +480,21 @@ fn identify<'a>(policy: &'a Policy, record: &mut Record, shown: &Shown, head: &C
         let user = policy.sensors.authenticate(&credentials.user, credentials.password()).ok_or(Refusal::WrongCredentials)?;
         known = agree(known, Some(user))?;
     }
+    let unknown = if policy.sensors.any_user() { Refusal::CredentialsWanted } else { Refusal::UnknownSensor };
+    let sensor = known.ok_or(unknown)?;
+    record.sensor = Some(Arc::clone(&sensor.name));
+    let believed = head.passage.clone().filter(|_| sensor.is_gateway);
+    if let Some(passage) = &believed {
+        record.id.clone_from(&passage.session);
+        record.origin.clone_from(&passage.sensor);
+    }
     // Whoever says so: it would only come round again.
     if head.passage.as_ref().is_some_and(|passage| passage.via.iter().any(|gateway| **gateway == *policy.gateway)) {
         return Err(Refusal::Loop);
     }
-    let unknown = if policy.sensors.any_user() { Refusal::CredentialsWanted } else { Refusal::UnknownSensor };
-    let sensor = known.ok_or(unknown)?;
-    record.sensor = Some(Arc::clone(&sensor.name));
-    let Some(passage) = head.passage.clone().filter(|_| sensor.is_gateway) else {
+    let Some(passage) = believed else {
         return Ok((sensor, Passage { session: record.id.clone(), sensor: Some(sensor.name.to_string()), ..Passage::default() }));
     };
-    record.id.clone_from(&passage.session);
-    record.origin.clone_from(&passage.sensor);
     if let (Some(below), Some(own)) = (passage.level, policy.level)
         && !below.leads_to(own)
     {

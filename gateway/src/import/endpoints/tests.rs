@@ -316,7 +316,7 @@ proptest! {
     ) {
         let hosts: BTreeSet<String> = labels.iter().map(|label| format!("{label}.azure-devices.net")).collect();
         let list = serde_json::json!(hosts);
-        let wrap = |inner: Value, level: usize| if level % 2 == 0 { serde_json::json!([inner]) } else { serde_json::json!({ "k": inner }) };
+        let wrap = |inner: Value, level: usize| if level.is_multiple_of(2) { serde_json::json!([inner]) } else { serde_json::json!({ "k": inner }) };
         let nested = (0..depth).fold(list, wrap);
         prop_assert_eq!(names(&nested.to_string()), hosts.into_iter().collect::<Vec<_>>());
     }

@@ -63,9 +63,12 @@ impl Bench {
     }
 }
 
+/// What it is about, and at which second comes what and leaves which state.
+type Case = (&'static str, &'static [(u64, Step, &'static str)]);
+
 #[test]
 fn goes_through_its_states() {
-    let cases: &[(&str, &[(u64, Step, &str)])] = &[
+    let cases: &[Case] = &[
         ("one good probe is enough at first", &[(0, GOOD, "up")]),
         ("two failures are not enough", &[(0, BAD, "unknown"), (5, BAD, "unknown"), (10, GOOD, "up")]),
         ("three are, also at first", &[(0, BAD, "unknown"), (5, BAD, "unknown"), (10, BAD, "down")]),

@@ -188,14 +188,10 @@ impl Context<'_> {
         let tls = if is_encrypted {
             Some(self.client_tls(raw, place)?)
         } else {
-            for present in
-                [raw.ca.is_present().then(|| Place::from(&raw.ca)), raw.client_cert.is_present().then(|| Place::from(&raw.client_cert))]
-            {
-                if let Some(place) = present {
-                    self.report(
-                        Diagnostic::error(place, "that is for a parent that is reached by TLS").help("write its url with https://"),
-                    );
-                }
+            let ca = raw.ca.is_present().then(|| Place::from(&raw.ca));
+            let client_cert = raw.client_cert.is_present().then(|| Place::from(&raw.client_cert));
+            for place in ca.into_iter().chain(client_cert) {
+                self.report(Diagnostic::error(place, "that is for a parent that is reached by TLS").help("write its url with https://"));
             }
             None
         };
