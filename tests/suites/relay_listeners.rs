@@ -302,6 +302,7 @@ fn a_drain_tells_first_then_refuses_then_ends_sessions_one_by_one() {
 /// What a service manager does: it holds the socket and starts the gateway, and starts it again when it has ended; in between
 /// it says `gone` and waits to be told.
 const MANAGER: &str = r#"
+import ctypes, signal
 import os, socket, sys
 address, port, fifo, program, config = sys.argv[1:]
 listener = socket.socket()
@@ -315,6 +316,8 @@ for turn in range(2):
         os.dup2(listener.fileno(), 3)
         os.set_inheritable(3, True)
         given = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1", "LISTEN_FDNAMES": "proxy"}
+        # Whoever ends this manager ends what it started.
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
         os.execve(program, [program, "run", "-c", config], {**os.environ, **given})
     os.waitpid(child, 0)
     print("gone", flush=True)
