@@ -43,6 +43,8 @@ pub fn skyway(setup: Setup) -> String {
         hosts.push_str("      - spare.bench.azure-devices.net\n");
     }
     let drain = setup.drain.unwrap_or(Duration::from_secs(3600)).as_millis();
+    // All of them are one sensor's, from a few addresses.
+    let sessions = setup.sessions;
     format!(
         r#"version: 1
 gateway: {{ name: bench, cloud: other, admin: FOLDER/admin.sock, metrics: off }}
@@ -51,13 +53,12 @@ relay:
     hosts:
 {hosts}  sensors: {{ line-3: {{ from: [{SENSORS}] }} }}
   paths:
-    - {{ name: out, via: direct }}
+    - {{ name: out, via: direct, probe: off }}
   listeners:
     - {{ name: proxy, kind: connect, listen: "{CONNECT}" }}
     - {{ name: tls, kind: sni, listen: "{SNI}" }}
-  limits: {{ sessions: {}, drain: {drain}ms }}
-"#,
-        setup.sessions
+  limits: {{ sessions: {sessions}, sessions_per_sensor: {sessions}, connections_per_source: {sessions}, drain: {drain}ms }}
+"#
     )
 }
 
