@@ -13,7 +13,7 @@ use super::tls::ServerTls;
 use super::{Accepted, Acceptor, BoxFuture};
 
 /// Connections that wait to be accepted; the kernel caps it at net.core.somaxconn.
-const BACKLOG: i32 = 4096;
+pub(super) const BACKLOG: i32 = 4096;
 
 /// What a listener speaks with a sensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

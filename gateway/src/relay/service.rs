@@ -16,7 +16,7 @@ use tracing::{info, warn};
 use super::dns::DnsSettings;
 use super::dns_server::{DnsListener, NameService};
 use super::host::HostName;
-use super::listener::{Listener, ListenerSettings};
+use super::listener::{BACKLOG, Listener, ListenerSettings};
 use super::ntp::{NtpListener, NtpSettings, TimeService};
 use super::path::PathSnapshot;
 use super::policy::Policy;
@@ -235,8 +235,10 @@ async fn accept_loop(
             }
         }
     }
-    // What the kernel has accepted already is served: to close now would reset it.
-    while let Poll::Ready(Ok(accepted)) = poll_once(acceptor.accept()).await {
+    // What the kernel has accepted already is served: to close now would reset it. Not more than a full queue, or a storm of new
+    // ones would keep the door open.
+    for _ in 0..BACKLOG {
+        let Poll::Ready(Ok(accepted)) = poll_once(acceptor.accept()).await else { break };
         let settings = Arc::clone(&settings.borrow());
         tokio::spawn(run(Arc::clone(&shared), settings, accepted));
     }
