@@ -1,31 +1,37 @@
 //! One session from accept to its access line. The picture is in the module above.
 
+mod ending;
+mod place;
+mod record;
+
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Semaphore, watch};
-use tracing::info;
 
 use super::catalogue::Entry;
 use super::chain::Passage;
 use super::client_hello::{ClientHelloReader, Progress, ServerName, alert, alert_record};
 use super::connect_head::{Authority, ConnectHead, ConnectHeadReader};
 use super::head_lines::HeadProgress;
-use super::host::HostName;
 use super::listener::{ListenerSettings, NameRule, Protocol};
-use super::path::{self, Connected, OnPathDown, Path, Wanted};
+use super::path::{self, Connected, Wanted};
 use super::policy::{Policy, Refusal};
 use super::proxy_protocol::{Attributes, Command, ProxyHeader, ProxyHeaderReader};
 use super::pump::{Early, EndedBy, Pumped, Silence, pump};
 use super::response_head::{established, response};
 use super::sensor::{Evidence, Sensor, agree};
-use super::stats::{LegacyUse, Stats};
+use super::stats::Stats;
 use super::tls::PeerName;
 use super::{Accepted, Stream};
+pub(super) use ending::Ending;
+use ending::{end_of, stop_and_grace};
+use place::Place;
+use record::{Outcome, Phase, Record, account, count_relayed};
 
 /// TLS alerts for what is not the client's fault in TLS terms (RFC 8446 §6.2).
 const ACCESS_DENIED: u8 = 49;
@@ -48,66 +54,6 @@ pub(super) struct Shared {
     pub(super) stop: watch::Sender<Option<Ending>>,
     /// How many may be told at once why they are turned away.
     pub(super) telling: Semaphore,
-}
-
-/// When sessions are to end: one after the other, over `spread`.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Ending {
-    pub(super) from: Instant,
-    pub(super) spread: Duration,
-}
-
-impl Ending {
-    /// A session's own moment; sessions begun one after the other lie far apart.
-    fn of(self, session: u64) -> Instant {
-        self.from + self.spread.mul_f64(fraction(session))
-    }
-}
-
-/// A number from 0 to 1 that is any session's own: multiples of the golden ratio fill an interval evenly.
-fn fraction(session: u64) -> f64 {
-    f64::from((session.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as u32) / f64::from(u32::MAX)
-}
-
-/// How far a session has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Phase {
-    Request,
-    Connecting,
-    Relaying,
-}
-
-/// What is known of a session so far; becomes the access line.
-struct Record {
-    number: u64,
-    /// As the log and the other gateways of a chain name it.
-    id: String,
-    listener: Arc<ListenerSettings>,
-    downstream: SocketAddr,
-    sensor: Option<Arc<str>>,
-    /// The sensor's name at the gateway that it dialled, if that is another.
-    origin: Option<String>,
-    host: Option<HostName>,
-    port: Option<u16>,
-    path: Option<Arc<str>>,
-    via: Vec<String>,
-    phase: Phase,
-    accepted: Instant,
-    requested: Option<Instant>,
-    connected: Option<Instant>,
-    first_byte: Option<Instant>,
-}
-
-/// How a session ended.
-struct Outcome {
-    bytes_up: u64,
-    bytes_down: u64,
-    ended_by: EndedBy,
-    reason: &'static str,
-    /// In words, where the reason alone does not say it.
-    detail: Option<String>,
-    /// Which side failed, if one did.
-    fault: Option<&'static str>,
 }
 
 /// A session that may begin to move bytes.
@@ -152,101 +98,6 @@ pub(super) async fn run(shared: Arc<Shared>, listener: Arc<ListenerSettings>, ac
     };
     drop(place);
     account(&shared, &record, &outcome);
-}
-
-/// What a session takes of the limits. Given back when dropped, also by a panic.
-#[derive(Default)]
-struct Place {
-    shared: Option<Arc<Shared>>,
-    source: Option<IpAddr>,
-    sensor: Option<Arc<str>>,
-}
-
-impl Place {
-    fn take(&mut self, shared: &Arc<Shared>, limit: usize) -> Result<(), Refusal> {
-        let taken = shared.stats.with(|stats| {
-            let room = usize::try_from(stats.told.open).is_ok_and(|open| open < limit);
-            stats.told.open += u64::from(room);
-            room
-        });
-        if !taken {
-            return Err(Refusal::TooManySessions);
-        }
-        self.shared = Some(Arc::clone(shared));
-        Ok(())
-    }
-
-    /// One of those that one address may have.
-    fn take_of_source(&mut self, source: IpAddr, limit: usize) -> Result<(), Refusal> {
-        let Some(shared) = &self.shared else { return Ok(()) };
-        let taken = shared.stats.with(|stats| {
-            let room = stats.sources.get(&source).is_none_or(|open| *open < limit);
-            if room {
-                *stats.sources.entry(source).or_default() += 1;
-            }
-            room
-        });
-        if !taken {
-            return Err(Refusal::TooManyOfSource);
-        }
-        self.source = Some(source);
-        Ok(())
-    }
-
-    /// One of those that one sensor may have.
-    fn take_of_sensor(&mut self, sensor: &Sensor, policy: &Policy) -> Result<(), Refusal> {
-        let Some(shared) = &self.shared else { return Ok(()) };
-        let usual = if sensor.is_gateway { usize::MAX } else { policy.limits.sessions_per_sensor };
-        let limit = sensor.sessions.unwrap_or(usual);
-        let taken = shared.stats.with(|stats| {
-            let open = &mut stats.told.sensors.entry(Arc::clone(&sensor.name)).or_default().open;
-            let room = usize::try_from(*open).is_ok_and(|open| open < limit);
-            *open += u64::from(room);
-            room
-        });
-        if !taken {
-            return Err(Refusal::TooManyOfSensor);
-        }
-        self.sensor = Some(Arc::clone(&sensor.name));
-        if sensor.is_gateway
-            && let Some(source) = self.source.take()
-        {
-            // It carries many sensors from one address.
-            shared.stats.with(|stats| stats.release(source));
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let Some(shared) = &self.shared else { return };
-        shared.stats.with(|stats| {
-            stats.told.open = stats.told.open.saturating_sub(1);
-            if let Some(source) = self.source {
-                stats.release(source);
-            }
-            if let Some(sensor) = self.sensor.as_ref().and_then(|sensor| stats.told.sensors.get_mut(sensor)) {
-                sensor.open = sensor.open.saturating_sub(1);
-            }
-        });
-    }
-}
-
-/// Ready a moment after the session was told to end: a pump sees it first and leaves its counts; what has not got that far
-/// is ended here.
-async fn stop_and_grace(stop: watch::Receiver<Option<Ending>>, session: u64) {
-    told_to_end(stop, session).await;
-    tokio::time::sleep(Duration::from_millis(500)).await;
-}
-
-/// Ready at the session's own moment of an ending.
-async fn told_to_end(mut stop: watch::Receiver<Option<Ending>>, session: u64) {
-    match stop.wait_for(Option::is_some).await.map(|ending| *ending) {
-        Ok(Some(ending)) => Box::pin(tokio::time::sleep_until(ending.of(session).into())).await,
-        // A closed channel means that nobody is left to ask for a stop.
-        Ok(None) | Err(_) => std::future::pending().await,
-    }
 }
 
 /// From a stream to a session that has passed every check and has its upstream.
@@ -555,64 +406,6 @@ async fn relay(shared: &Shared, policy: Arc<Policy>, record: &mut Record, sessio
     Outcome { bytes_up, bytes_down, ended_by, reason, detail: None, fault: None }
 }
 
-/// Why a session that moves bytes is to end though neither side wants it to.
-async fn end_of(stop: watch::Receiver<Option<Ending>>, path: &Path, session: u64, spread: Duration) -> &'static str {
-    // Most paths keep their sessions, and most sessions should not pay for those that do not.
-    if path.on_down() == OnPathDown::Keep {
-        told_to_end(stop, session).await;
-        return "drained";
-    }
-    tokio::select! {
-        biased;
-        () = told_to_end(stop, session) => "drained",
-        () = Box::pin(path_goes_down(path, session, spread)) => "path_down",
-    }
-}
-
-/// Ready when the path goes down and its sessions are to end. One that was down already, when no other was left, does not
-/// go down.
-async fn path_goes_down(path: &Path, session: u64, spread: Duration) {
-    let mut down = path.watch();
-    loop {
-        if down.changed().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-        if !*down.borrow_and_update() {
-            continue;
-        }
-        if path.on_down() == OnPathDown::Reset {
-            return;
-        }
-        tokio::time::sleep(spread.mul_f64(fraction(session))).await;
-        // It may be back by now.
-        if *down.borrow() {
-            return;
-        }
-    }
-}
-
-fn count_relayed(shared: &Shared, policy: &Policy, record: &Record) {
-    let legacy = record.host.as_ref().filter(|host| policy.catalogue.get(host).is_some_and(|entry| entry.legacy));
-    shared.stats.with(|stats| {
-        let told = &mut stats.told;
-        told.relayed += 1;
-        if let Some(path) = &record.path {
-            *told.paths.entry(Arc::clone(path)).or_default() += 1;
-        }
-        if let Some(sensor) = &record.sensor {
-            let sensor = told.sensors.entry(Arc::clone(sensor)).or_default();
-            sensor.relayed += 1;
-            sensor.last_failure = None;
-        }
-        if let (Some(host), Some(sensor)) = (legacy, &record.sensor) {
-            let key = (host.clone(), Arc::clone(sensor));
-            let seen = told.legacy.entry(key).or_insert_with(|| LegacyUse { sessions: 0, last: SystemTime::UNIX_EPOCH });
-            seen.sessions += 1;
-            seen.last = SystemTime::now();
-        }
-    });
-}
-
 /// Reads a PROXY header and not a byte more.
 async fn read_proxy_header(stream: &mut dyn Stream) -> Result<ProxyHeader, Outcome> {
     let deadline = Instant::now() + PROXY_HEADER;
@@ -708,135 +501,4 @@ async fn farewell(downstream: &mut dyn Stream, words: &[u8]) {
     };
     // Whoever does not read what is said to it has had its chance.
     let _unheard = tokio::time::timeout(Duration::from_secs(2), sending).await;
-}
-
-/// Nobody wanted anything: a load balancer's probe.
-const QUIET: [&str; 2] = ["no_data", "health_check"];
-
-fn account(shared: &Shared, record: &Record, outcome: &Outcome) {
-    let relayed = record.phase == Phase::Relaying;
-    let quiet = QUIET.contains(&outcome.reason);
-    shared.stats.with(|stats| {
-        let told = &mut stats.told;
-        *told.ended.entry(outcome.reason).or_default() += 1;
-        told.refused += u64::from(!relayed && !quiet);
-        if let Some(requested) = record.requested {
-            told.hello.record(requested - record.accepted);
-            if let Some(connected) = record.connected {
-                told.connect.record(connected - requested);
-                if let Some(first) = record.first_byte {
-                    told.first_byte.record(first - connected);
-                }
-            }
-        }
-        if let Some(sensor) = &record.sensor {
-            let sensor = told.sensors.entry(Arc::clone(sensor)).or_default();
-            sensor.bytes_up += outcome.bytes_up;
-            sensor.bytes_down += outcome.bytes_down;
-            if !relayed && !quiet {
-                sensor.refused += 1;
-                // What policy refused is the sensor's affair; what a side failed at is the operator's.
-                if outcome.fault.is_some() {
-                    let host = record.host.as_ref().map_or("-", HostName::as_str);
-                    sensor.last_failure = Some(format!("{host}: {}", outcome.detail.as_deref().unwrap_or(outcome.reason)));
-                }
-            }
-        }
-    });
-    let since = |from: Option<Instant>, to: Option<Instant>| match (from, to) {
-        (Some(from), Some(to)) => i64::try_from((to - from).as_millis()).unwrap_or(i64::MAX),
-        _ => -1,
-    };
-    info!(
-        target: "skyway::access",
-        session = record.id,
-        listener = record.listener.name,
-        sensor = record.sensor.as_deref().unwrap_or("-"),
-        origin = record.origin.as_deref().unwrap_or("-"),
-        downstream = %record.downstream,
-        host = record.host.as_ref().map_or("-", HostName::as_str),
-        port = record.port.unwrap_or_default(),
-        path = record.path.as_deref().unwrap_or("-"),
-        via = if record.via.is_empty() { "-".to_owned() } else { record.via.join(",") },
-        bytes_up = outcome.bytes_up,
-        bytes_down = outcome.bytes_down,
-        hello_ms = since(Some(record.accepted), record.requested),
-        connect_ms = since(record.requested, record.connected),
-        first_byte_ms = since(record.connected, record.first_byte),
-        duration_ms = u64::try_from(record.accepted.elapsed().as_millis()).unwrap_or(u64::MAX),
-        relayed,
-        code = code(record.phase, outcome),
-        ended_by = outcome.ended_by.label(),
-        reason = outcome.reason,
-        fault = outcome.fault.unwrap_or("-"),
-        detail = outcome.detail.as_deref().unwrap_or("-"),
-        "session ended"
-    );
-}
-
-/// Two letters that say at a glance who ended a session and when, after HAProxy's: who (`C` the sensor, `S` the upstream, `P`
-/// policy, `R` a limit, `K` a stop, `c`/`s` a timeout on that side, `-` nobody: it was over), and in which phase (`R` request, `C`
-/// connecting, `D` data, `-` done).
-fn code(phase: Phase, outcome: &Outcome) -> &'static str {
-    let timed_out = outcome.reason.ends_with("timeout");
-    match (phase, outcome.ended_by) {
-        (Phase::Relaying, _) if outcome.reason == "closed" => "--",
-        (Phase::Relaying, EndedBy::Downstream) => "CD",
-        (Phase::Relaying, EndedBy::Upstream) => "SD",
-        (Phase::Relaying, EndedBy::Relay) if timed_out => "cD",
-        (Phase::Relaying, EndedBy::Relay) => "KD",
-        (Phase::Connecting, EndedBy::Downstream) => "CC",
-        (Phase::Connecting, _) if outcome.fault.is_some() && timed_out => "sC",
-        (Phase::Connecting, _) if outcome.fault.is_some() => "SC",
-        (Phase::Connecting, EndedBy::Upstream) => "SC",
-        (Phase::Connecting, EndedBy::Relay) if timed_out => "cC",
-        (Phase::Connecting, EndedBy::Relay) if outcome.reason == "drained" => "KC",
-        (Phase::Connecting, EndedBy::Relay) => "PC",
-        (Phase::Request, EndedBy::Downstream | EndedBy::Upstream) => "CR",
-        (Phase::Request, EndedBy::Relay) if timed_out => "cR",
-        (Phase::Request, EndedBy::Relay) if outcome.reason.starts_with("limit_") => "RR",
-        (Phase::Request, EndedBy::Relay) if outcome.reason == "drained" => "KR",
-        (Phase::Request, EndedBy::Relay) => "PR",
-    }
-}
-
-impl Outcome {
-    const fn ended(ended_by: EndedBy, reason: &'static str) -> Self {
-        Self { bytes_up: 0, bytes_down: 0, ended_by, reason, detail: None, fault: None }
-    }
-
-    const fn refused(reason: &'static str) -> Self {
-        Self::ended(EndedBy::Relay, reason)
-    }
-
-    fn failed(error: &super::DialError) -> Self {
-        Self { detail: Some(error.to_string()), fault: Some(error.side().label()), ..Self::ended(EndedBy::Relay, error.reason()) }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_ends_of_a_drain_are_spread_over_its_whole_length() {
-        let ending = Ending { from: Instant::now(), spread: Duration::from_secs(10) };
-        let mut ends: Vec<f64> = (1..=100).map(|session| (ending.of(session) - ending.from).as_secs_f64()).collect();
-        ends.sort_by(f64::total_cmp);
-        for (at, pair) in ends.windows(2).enumerate() {
-            assert!(pair[1] - pair[0] < 0.3, "a gap behind session {at}: {pair:?}");
-        }
-        assert!(ends[0] < 0.3 && ends[99] > 9.7 && ends[99] <= 10.0);
-    }
-
-    #[test]
-    fn two_letters_say_who_ended_a_session_and_when() {
-        let failed = Outcome::failed(&super::super::DialError::TimedOut { address: SocketAddr::from(([192, 0, 2, 1], 443)) });
-        assert_eq!(code(Phase::Connecting, &failed), "sC");
-        assert_eq!(code(Phase::Relaying, &Outcome::ended(EndedBy::Upstream, "reset")), "SD");
-        assert_eq!(code(Phase::Relaying, &Outcome::ended(EndedBy::Downstream, "closed")), "--");
-        assert_eq!(code(Phase::Relaying, &Outcome::refused("idle_timeout")), "cD");
-        assert_eq!(code(Phase::Request, &Outcome::refused("host_not_listed")), "PR");
-        assert_eq!(code(Phase::Request, &Outcome::refused("limit_sensor")), "RR");
-    }
 }
