@@ -352,7 +352,7 @@ mod tests {
     fn each_side_at_fault_has_its_code() {
         let address = upstream();
         for (error, code) in [
-            (DialError::Resolve { detail: "no answer in time".into() }, code::NAME_NOT_RESOLVED),
+            (DialError::Resolve { cause: crate::relay::ResolveFault::NoName }, code::NAME_NOT_RESOLVED),
             (DialError::Forbidden { address: address.ip(), why: crate::relay::address::Forbidden::Private }, code::ADDRESS_FORBIDDEN),
             (DialError::Refused { address }, code::NOT_CONNECTED),
             (DialError::TimedOut { address }, code::NOT_CONNECTED),

@@ -39,10 +39,23 @@ impl Side {
     }
 }
 
+/// Why a name has no address: whether a name server said so, or none said anything.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ResolveFault {
+    #[error("there is no such name")]
+    NoName,
+    #[error("the name has no address")]
+    NoAddress,
+    #[error("the name server answers: {0}")]
+    Refused(String),
+    #[error("{0}")]
+    Silent(String),
+}
+
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum DialError {
-    #[error("the name cannot be resolved: {detail}")]
-    Resolve { detail: String },
+    #[error("the name cannot be resolved: {cause}")]
+    Resolve { cause: ResolveFault },
     #[error("the name resolves to {address}, which {why}")]
     Forbidden { address: IpAddr, why: Forbidden },
     #[error("{address} refused the connection")]

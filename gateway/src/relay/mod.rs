@@ -61,7 +61,7 @@ use std::pin::Pin;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-pub use dial::{DialError, DirectDialer, Side};
+pub use dial::{DialError, DirectDialer, ResolveFault, Side};
 pub use dns::DnsSettings;
 pub use dns_server::{DnsListener, NameService};
 pub use host::HostName;

@@ -14,7 +14,7 @@ use super::address;
 use super::catalogue::{Catalogue, Entry, ServiceTagRule};
 use super::chain::Passage;
 use super::connect_head::Authority;
-use super::dial::{DialError, Side};
+use super::dial::{DialError, ResolveFault, Side};
 use super::health::{HealthEvent, HealthSettings, HealthSnapshot, PathHealth, ProbeResult};
 use super::host::HostName;
 use super::parent::{Opened, Parent, ParentHost, walk};
@@ -374,13 +374,13 @@ impl Path {
     async fn ask(&self, name: &str, deadline: Instant) -> Result<Vec<IpAddr>, DialError> {
         match tokio::time::timeout_at(deadline.into(), self.parts.resolver.resolve(name)).await {
             Ok(answer) => answer,
-            Err(_) => Err(DialError::Resolve { detail: "no answer in time".into() }),
+            Err(_) => Err(DialError::Resolve { cause: ResolveFault::Silent("no answer in time".into()) }),
         }
     }
 
     /// Dials the addresses in order until one takes.
     async fn dial(&self, name: &str, addresses: &[IpAddr], port: u16, deadline: Instant) -> Result<Box<dyn Stream>, DialError> {
-        let mut failure = DialError::Resolve { detail: "the answer holds no address".into() };
+        let mut failure = DialError::Resolve { cause: ResolveFault::NoAddress };
         for (at, address) in addresses.iter().enumerate() {
             let target = Target { name: name.to_owned(), address: SocketAddr::new(*address, port) };
             match self.parts.dialer.dial(&target, share(deadline, addresses.len() - at)).await {

@@ -13,15 +13,15 @@ use std::time::{Duration, Instant};
 
 use hickory_resolver::Hosts;
 use hickory_resolver::config::{ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts};
-use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::iocompat::AsyncIoTokioAsStd;
 use hickory_resolver::net::runtime::{RuntimeProvider, TokioHandle, TokioTime};
+use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::proto::op::Query;
 use hickory_resolver::proto::rr::{Name, RecordType};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UdpSocket;
 
-use super::dial::DialError;
+use super::dial::{DialError, ResolveFault};
 use super::{Dialer, DirectDialer, Stream, Target};
 
 /// An answer is not kept longer than this, whatever its time to live says.
@@ -72,24 +72,25 @@ impl Resolver {
 
     /// All addresses of `name`, which is taken as complete: no search domain is tried. Never empty.
     pub async fn resolve(&self, name: &str) -> Result<Vec<IpAddr>, DialError> {
-        let failed = |detail: String| DialError::Resolve { detail };
         if let Some(addresses) = from_hosts_file(name) {
             return Ok(addresses);
         }
-        let answer = self.0.lookup_ip(format!("{name}.")).await.map_err(|error| failed(in_words(&error)))?;
+        let answer = self.0.lookup_ip(format!("{name}.")).await.map_err(|error| DialError::Resolve { cause: fault(&error) })?;
         let addresses: Vec<IpAddr> = answer.iter().collect();
-        if addresses.is_empty() { Err(failed("the answer holds no address".into())) } else { Ok(addresses) }
+        if addresses.is_empty() { Err(DialError::Resolve { cause: ResolveFault::NoAddress }) } else { Ok(addresses) }
     }
 }
 
 /// The cause alone; the library's own words hold the whole query.
-fn in_words(error: &NetError) -> String {
+fn fault(error: &NetError) -> ResolveFault {
     if error.is_nx_domain() {
-        "there is no such name".into()
+        ResolveFault::NoName
     } else if error.is_no_records_found() {
-        "the name has no address".into()
+        ResolveFault::NoAddress
+    } else if let NetError::Dns(DnsError::ResponseCode(code)) = error {
+        ResolveFault::Refused(code.to_string())
     } else {
-        error.to_string()
+        ResolveFault::Silent(error.to_string())
     }
 }
 
