@@ -5,9 +5,10 @@
 pub struct AccessLine(String);
 
 impl AccessLine {
-    /// All of them in `log`, oldest first.
+    /// All of them in `log`, oldest first; one that is still being written is not there yet.
     pub fn all(log: &str) -> Vec<Self> {
-        without_color(log).lines().filter(|line| line.contains("session ended")).map(|line| Self(line.to_owned())).collect()
+        let written = log.rsplit_once('\n').map_or("", |(written, _)| written);
+        without_color(written).lines().filter(|line| line.contains("session ended")).map(|line| Self(line.to_owned())).collect()
     }
 
     /// The value of `name=`, without the quotation marks of a text.
@@ -47,7 +48,7 @@ mod tests {
     fn reads_quoted_and_bare_fields() {
         let log = "INFO something else\n\
                    \u{1b}[2m2026-11-24\u{1b}[0m \u{1b}[32m INFO\u{1b}[0m skyway::access: session ended sensor=\"line-3\" bytes_up=17 \u{1b}[3mreason\u{1b}[0m=\"host_not_listed\" detail=\"-\"\n";
-        let lines = AccessLine::all(log);
+        let lines = AccessLine::all(&format!("{log}INFO skyway::access: session ended sens"));
         let [line] = lines.as_slice() else { panic!("{lines:?}") };
         assert_eq!(line.field("sensor"), "line-3");
         assert_eq!(line.number("bytes_up"), 17);
